@@ -1,0 +1,11 @@
+"""Graph mode for PyTorch on every device: capture a model's work once, replay it, change nothing in the model."""
+
+from graphmode import version_check as _version_check  # first: says clearly what is wrong before anything loads
+from graphmode.errors import GraphModeError
+from graphmode.inspect.report import report, reset
+from graphmode.options import Options, options
+
+_version_check.check()
+
+__version__ = "0.1.0"
+__all__ = ["GraphModeError", "Options", "options", "report", "reset"]

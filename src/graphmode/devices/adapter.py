@@ -1,0 +1,116 @@
+"""What a device must offer to be graphed. Policy (when to capture, what to keep) never lives in an adapter."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+
+from graphmode.errors import UnsupportedError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What the runner may rely on."""
+
+    capture_executes: bool  # the captured calls ran: their results are the results of that call
+    rebind_inputs: bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
+    fresh_outputs: bool  # each replay hands out memory of its own
+    native_runner: bool  # graphs can be called through the native runner
+    max_graphs: int | None = None  # how many the device holds
+
+
+@dataclass(frozen=True)
+class GraphBytes:
+    """Memory of one graph, in bytes; known before anything is allocated for it."""
+
+    arena: int
+    outputs: int
+    fixed: int
+
+
+class DeviceGraph(abc.ABC):
+    """One captured graph. The names are those of `torch.accelerator.Graph`."""
+
+    @abc.abstractmethod
+    def capture_begin(self, inputs: Sequence[torch.Tensor | None], locate: Callable[[], str]) -> None:
+        """Starts capturing this thread's calls.
+
+        inputs: one entry per argument of the program, None where it is no tensor.
+        locate: gives the user's line of the running call.
+        """
+
+    @abc.abstractmethod
+    def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:
+        """Ends the capture. `outputs`: the results, or None when all memory still held keeps its address.
+
+        Raises:
+            CaptureError: when the work can't be a graph.
+        """
+
+    @abc.abstractmethod
+    def bytes(self) -> GraphBytes:
+        """Memory the graph needs, after capture_end."""
+
+    @abc.abstractmethod
+    def instantiate(self, *, poison: bool) -> None:
+        """Makes the graph ready to replay."""
+
+    @abc.abstractmethod
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs the graph on these inputs, and returns the outputs."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Gives the graph's memory back."""
+
+    @abc.abstractmethod
+    def debug_dump(self) -> str:
+        """The graph as text, top to bottom."""
+
+
+class Device(abc.ABC):
+    """One kind of device."""
+
+    name: str
+    capabilities: Capabilities
+
+    @abc.abstractmethod
+    def graph(self) -> DeviceGraph:
+        """A new, empty graph."""
+
+    @abc.abstractmethod
+    def is_capturing(self) -> bool:
+        """Whether this thread is inside a capture."""
+
+    @abc.abstractmethod
+    def pool_bytes(self) -> int:
+        """Bytes held now for intermediates of all graphs."""
+
+    @abc.abstractmethod
+    def release(self) -> None:
+        """Gives back what no graph uses."""
+
+
+_found: dict[str, Device] = {}
+
+
+def device_named(name: str) -> Device:
+    """The adapter registered under `graphmode.devices` for a device type.
+
+    Raises:
+        UnsupportedError: no adapter is installed for it.
+    """
+    if name not in _found:
+        registered: dict[str, Any] = {e.name: e for e in entry_points(group="graphmode.devices")}
+        if name not in registered:
+            raise UnsupportedError(
+                f"no graph adapter for device {name!r}; installed: {', '.join(sorted(registered))}. "
+                "An adapter is one file and an entry point in the group graphmode.devices"
+            )
+        _found[name] = registered[name].load()()
+    return _found[name]

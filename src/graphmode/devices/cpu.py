@@ -1,0 +1,103 @@
+"""The CPU's graph: our native recorder and replayer. Owns the translation to it, no policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from graphmode import _C
+from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
+from graphmode.errors import CaptureError, InputError, StateError
+from graphmode.inspect.dump import dump_rows
+
+
+class CpuGraph(DeviceGraph):
+    """A graph of CPU work, recorded at PyTorch's dispatcher."""
+
+    def __init__(self) -> None:
+        self._capture: _C.Capture | None = None
+        self._plan: _C.Plan | None = None
+        self.executable: _C.Executable | None = None
+
+    def capture_begin(self, inputs: Sequence[torch.Tensor | None], locate: Callable[[], str]) -> None:
+        if self._plan is not None or self._capture is not None:
+            raise StateError("this graph was captured already: call reset() first, or use a new Graph")
+        if _C.is_capturing():
+            raise StateError("a capture is already open on this thread: end it before you begin another")
+        capture = _C.Capture()
+        capture.begin(list(inputs), locate)
+        self._capture = capture
+
+    def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:
+        capture = self._capture
+        if capture is None:
+            raise StateError("capture_end without capture_begin")
+        self._capture = None
+        capture.end()
+        if outputs is None:
+            capture.fix_survivors()
+        else:
+            capture.outputs(list(outputs))
+        plan = capture.plan()
+        reason, line = capture.refusal
+        if reason:
+            raise CaptureError(reason + (f" ({line})" if line else ""), reason, line)
+        self._plan = plan
+
+    def abandon(self) -> None:
+        """Ends a capture whose work raised."""
+        if self._capture is not None:
+            self._capture.end()
+            self._capture = None
+
+    def bytes(self) -> GraphBytes:
+        plan = self.plan
+        return GraphBytes(plan.arena_bytes, plan.output_bytes, plan.fixed_bytes)
+
+    @property
+    def plan(self) -> _C.Plan:
+        """What was captured, with every address resolved."""
+        if self._plan is None:
+            raise StateError("nothing was captured: capture before you replay, and not after reset()")
+        return self._plan
+
+    def instantiate(self, *, poison: bool) -> None:
+        self.executable = _C.Executable(self.plan, poison)
+
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        plan = self.plan
+        if self.executable is None:
+            raise StateError("the graph was not instantiated")
+        if len(inputs) != plan.inputs:
+            raise InputError(f"the graph takes {plan.inputs} inputs, got {len(inputs)}")
+        return self.executable.run(list(inputs))
+
+    def reset(self) -> None:
+        self.abandon()
+        self._plan = None
+        self.executable = None
+
+    def debug_dump(self) -> str:
+        return dump_rows(self.plan.rows())
+
+
+class CpuDevice(Device):
+    """The CPU."""
+
+    name = "cpu"
+    capabilities = Capabilities(
+        capture_executes=True, rebind_inputs=True, fresh_outputs=True, native_runner=True, max_graphs=None
+    )
+
+    def graph(self) -> CpuGraph:
+        return CpuGraph()
+
+    def is_capturing(self) -> bool:
+        return _C.is_capturing()
+
+    def pool_bytes(self) -> int:
+        return _C.arena_bytes()
+
+    def release(self) -> None:
+        _C.arena_release()

@@ -1,0 +1,95 @@
+"""What happened in this process: counters per compiled region, and every fall-back with its reason and the user's line.
+
+Owns the numbers; decides nothing. `report()` is made from it.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphmode.runtime.region import Region
+
+
+@dataclass
+class Fallback:
+    """Something that ran outside a graph."""
+
+    reason: str
+    op: str | None
+    line: str | None
+    count: int = 0
+
+
+@dataclass
+class Counters:
+    """Counts of one compiled region, or of all that are gone."""
+
+    graphs: int = 0
+    captures: int = 0
+    replays: int = 0
+    breaks: int = 0
+    live_calls: int = 0
+    warmups: int = 0
+    evictions: int = 0
+    capture_seconds: float = 0.0
+    lower_seconds: float = 0.0
+    fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
+
+    def fall_back(self, reason: str, op: str | None = None, line: str | None = None, count: int = 1) -> Fallback:
+        """Counts a fall-back; equal ones are counted together."""
+        entry = self.fallbacks.setdefault((reason, op, line), Fallback(reason, op, line))
+        entry.count += count
+        return entry
+
+    def add(self, other: Counters) -> None:
+        """Adds another region's counts to these."""
+        for name in ("graphs", "captures", "replays", "breaks", "live_calls", "warmups", "evictions"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.capture_seconds += other.capture_seconds
+        self.lower_seconds += other.lower_seconds
+        for f in list(other.fallbacks.values()):
+            self.fall_back(f.reason, f.op, f.line, f.count)
+
+
+class Ledger:
+    """All regions alive, and the sum of those that died."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
+        self.gone = Counters()
+
+    def enter(self, region: Region) -> None:
+        """Registers a region; when it dies its counts stay in the sum."""
+        with self._lock:
+            self._regions.add(region)
+
+        counters = region.counters
+
+        def bury() -> None:
+            with self._lock:
+                counters.graphs = 0
+                self.gone.add(counters)
+
+        region.on_death = weakref.finalize(region, bury)
+        region.on_death.atexit = False
+
+    def regions(self) -> Iterator[Region]:
+        """The regions alive, oldest first."""
+        with self._lock:
+            yield from sorted(self._regions, key=lambda r: r.number)
+
+    def clear(self) -> None:
+        """Zeroes every counter."""
+        with self._lock:
+            self.gone = Counters()
+            for region in self._regions:
+                region.counters.__init__()  # type: ignore[misc]
+
+
+ledger = Ledger()

@@ -1,0 +1,95 @@
+#include "arena.h"
+
+#include <c10/core/CPUAllocator.h>
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+
+namespace graphmode {
+
+struct Block {
+  at::DataPtr memory;
+  size_t bytes = 0;
+  uint64_t serial = 0;
+  bool leased = false;
+};
+
+namespace {
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block*> blocks;
+  uint64_t next_serial = 1;
+};
+// Never destroyed: a replay on another thread may outlive the statics of this file at exit.
+Pool& pool() {
+  static auto* p = new Pool();
+  return *p;
+}
+
+void drop_idle(Pool& p, size_t smaller_than) {
+  auto idle = [&](Block* b) {
+    if (b->leased || b->bytes >= smaller_than) {
+      return false;
+    }
+    delete b;
+    return true;
+  };
+  p.blocks.erase(std::remove_if(p.blocks.begin(), p.blocks.end(), idle), p.blocks.end());
+}
+} // namespace
+
+Lease::Lease(size_t bytes) : block_(nullptr) {
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
+  for (Block* b : p.blocks) {
+    if (!b->leased && b->bytes >= bytes) {
+      block_ = b;
+      break;
+    }
+  }
+  if (block_ == nullptr) {
+    drop_idle(p, bytes); // a block too small for this graph is replaced, not kept beside the larger one
+    auto fresh = std::make_unique<Block>();
+    fresh->memory = c10::GetCPUAllocator()->allocate(bytes);
+    fresh->bytes = bytes;
+    fresh->serial = p.next_serial++;
+    p.blocks.push_back(fresh.get());
+    block_ = fresh.release();
+  }
+  block_->leased = true;
+}
+
+Lease::~Lease() {
+  std::lock_guard<std::mutex> guard(pool().mutex);
+  block_->leased = false;
+}
+
+char* Lease::base() const {
+  return static_cast<char*>(block_->memory.get());
+}
+uint64_t Lease::serial() const {
+  return block_->serial;
+}
+
+size_t arena_bytes() {
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
+  size_t sum = 0;
+  for (Block* b : p.blocks) {
+    sum += b->bytes;
+  }
+  return sum;
+}
+size_t arena_blocks() {
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
+  return p.blocks.size();
+}
+void arena_release() {
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
+  drop_idle(p, SIZE_MAX);
+}
+
+} // namespace graphmode

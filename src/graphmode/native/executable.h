@@ -1,0 +1,66 @@
+// A graph that can be replayed: everything resolved once, addresses re-bound, then a flat loop over the steps.
+#pragma once
+
+#include <atomic>
+#include <mutex>
+
+#include "arena.h"
+#include "held.h"
+#include "planner.h"
+#include "tape.h"
+
+namespace graphmode {
+
+// One tensor of the program's result.
+struct OutputRef {
+  int value = -1; // plain tensor, or
+  int boxed = -1; // a value that is no plain tensor
+  int same_as_input = -1; // the very input object
+};
+
+// Raised when a call at replay gave other sizes than at capture.
+struct Diverged : std::runtime_error {
+  int node;
+  Diverged(int n, const std::string& what) : std::runtime_error(what), node(n) {}
+};
+
+struct Plan {
+  std::shared_ptr<Tape> tape;
+  std::vector<OutputRef> outputs;
+  std::vector<int64_t> offsets; // per buffer, in the arena; -1 for others
+  size_t arena_bytes = 0;
+  size_t output_bytes = 0; // fresh memory that each replay hands out
+  size_t fixed_bytes = 0; // memory held for constants
+  std::vector<int> mutated_inputs; // whose version counters a replay bumps
+  std::vector<bool> input_written;
+  // Extent, in bytes relative to the input's first element, that the graph touches.
+  std::vector<std::pair<int64_t, int64_t>> input_extent;
+  int held = 0, out = 0, boxed = 0; // steps by tier
+};
+
+// Fixes kinds, lifetimes and offsets. Throws c10::Error when the tape can't be a graph.
+std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs);
+
+class Instance;
+
+class Executable {
+ public:
+  // poison: fill arena and outputs with garbage before each replay.
+  explicit Executable(std::shared_ptr<Plan> plan, bool poison = false);
+  ~Executable();
+  const Plan& plan() const {
+    return *plan_;
+  }
+  // Replays on these inputs (one per declared input; ignored where not plain) and returns the outputs. Thread-safe.
+  // `until`: stop before this node; -1 for all.
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, int until = -1);
+  size_t instances();
+
+ private:
+  std::shared_ptr<Plan> plan_;
+  bool poison_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Instance>> all_;
+};
+
+} // namespace graphmode

@@ -1,0 +1,89 @@
+// Held kernels for ops that ATen has not in structured form: copy_, fill_, zero_, and relu by its bit-equal twin.
+#include <ATen/native/Copy.h>
+#include <ATen/native/Fill.h>
+#include <ATen/native/TensorIterator.h>
+#include <ATen/ops/clamp_min_native.h>
+
+#include "held.h"
+
+namespace graphmode {
+
+namespace {
+
+class HeldCopy final : public Kernel {
+ public:
+  HeldCopy(Args args, Outs outs) : self_(outs[0]), src_(args[1].toTensor()) {
+    if (self_.is_same(src_) || self_.is_conj() != src_.is_conj() || self_.is_neg() != src_.is_neg()) {
+      throw NotHoldable{"copy_ between tensors that differ in a math bit, or onto itself"};
+    }
+    iterator_ = at::TensorIteratorConfig()
+                    .add_output(self_)
+                    .add_const_input(src_)
+                    .resize_outputs(false)
+                    .check_all_same_dtype(false)
+                    .check_all_same_device(true)
+                    .build();
+  }
+  void run() override {
+    if (iterator_.numel() > 0) {
+      at::native::copy_stub(at::kCPU, iterator_, false);
+    }
+  }
+  at::TensorIteratorBase* iterator() override {
+    return &iterator_;
+  }
+  static std::unique_ptr<Kernel> make(Args a, Outs o) {
+    return std::make_unique<HeldCopy>(a, o);
+  }
+
+ private:
+  at::Tensor self_, src_;
+  at::TensorIterator iterator_;
+};
+
+class HeldFill final : public Kernel {
+ public:
+  HeldFill(const at::Tensor& self, at::Scalar value) : self_(self), value_(std::move(value)) {
+    iterator_ = at::TensorIteratorConfig()
+                    .set_check_mem_overlap(false)
+                    .check_all_same_dtype(false)
+                    .add_output(self_)
+                    .resize_outputs(false)
+                    .build();
+  }
+  void run() override {
+    at::native::fill_stub(at::kCPU, iterator_, value_);
+  }
+  at::TensorIteratorBase* iterator() override {
+    return &iterator_;
+  }
+  static std::unique_ptr<Kernel> make(Args a, Outs o) {
+    return std::make_unique<HeldFill>(o[0], a[1].toScalar());
+  }
+  static std::unique_ptr<Kernel> make_zero(Args, Outs o) {
+    return std::make_unique<HeldFill>(o[0], at::Scalar(0));
+  }
+
+ private:
+  at::Tensor self_;
+  at::Scalar value_;
+  at::TensorIterator iterator_;
+};
+
+std::unique_ptr<Kernel> make_relu(Args a, Outs o) {
+  std::vector<c10::IValue> with = {a[0], at::Scalar(0)};
+  return std::make_unique<Held<at::native::structured_clamp_min_out, 1>>(with, o);
+}
+
+} // namespace
+
+void register_extra_held() {
+  auto& t = held_ops();
+  t["aten::copy_"] = {&HeldCopy::make, 1, 1};
+  t["aten::fill_.Scalar"] = {&HeldFill::make, 1, 1};
+  t["aten::zero_"] = {&HeldFill::make_zero, 1, 1};
+  t["aten::relu"] = {&make_relu, 1, 0};
+  t["aten::relu_"] = {&make_relu, 1, 1};
+}
+
+} // namespace graphmode

@@ -1,0 +1,505 @@
+#include "prove.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+
+#include <cstring>
+#include <mutex>
+#include <sstream>
+
+#include "held.h"
+#include "recorder.h"
+
+namespace graphmode {
+
+namespace {
+
+using Values = std::vector<c10::IValue>;
+
+std::string full_name(const c10::OperatorHandle& op) {
+  const auto& n = op.operator_name();
+  return n.overload_name.empty() ? n.name : n.name + "." + n.overload_name;
+}
+
+template <class F>
+c10::IValue map_tensors(const c10::IValue& v, F&& f) {
+  if (v.isTensor()) {
+    return v.toTensor().defined() ? c10::IValue(f(v.toTensor())) : v;
+  }
+  if (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList()) {
+    auto list = v.toList().copy();
+    for (size_t i = 0; i < list.size(); ++i) {
+      c10::IValue item = list.get(i);
+      if (item.isTensor() && item.toTensor().defined()) {
+        list.set(i, f(item.toTensor()));
+      }
+    }
+    return list;
+  }
+  return v;
+}
+
+// Copies of tensors that alias each other as the originals do, with the same sizes, strides and offset into their span.
+class Copies {
+ public:
+  explicit Copies(const Values& originals) {
+    for (const auto& v : originals) {
+      map_tensors(v, [&](const at::Tensor& t) {
+        if (is_plain(t) && t.numel() > 0) {
+          auto [lo, hi] = extent(t);
+          auto [it, fresh] = spans_.emplace(t.storage().unsafeGetStorageImpl(), Span{lo, hi, t.storage(), {}});
+          it->second.lo = std::min(it->second.lo, lo);
+          it->second.hi = std::max(it->second.hi, hi);
+        }
+        return t;
+      });
+    }
+    for (auto& [impl, span] : spans_) {
+      auto bytes = at::empty({span.hi - span.lo + 64}, at::kByte);
+      std::memcpy(bytes.mutable_data_ptr(), static_cast<const char*>(span.storage.data()) + span.lo, span.hi - span.lo);
+      span.copy = bytes.storage();
+    }
+  }
+
+  at::Tensor operator()(const at::Tensor& t) const {
+    if (!is_plain(t) || t.unsafeGetTensorImpl()->is_wrapped_number()) {
+      return t;
+    }
+    if (t.numel() == 0) {
+      return at::empty_strided(t.sizes(), t.strides(), t.options());
+    }
+    const auto& span = spans_.at(t.storage().unsafeGetStorageImpl());
+    auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(span.copy), plain_keys(t), t.dtype());
+    impl->set_sizes_and_strides(t.sizes(), t.strides());
+    const auto item = static_cast<int64_t>(t.itemsize());
+    impl->set_storage_offset((t.storage_offset() * item - span.lo) / item);
+    return at::Tensor(std::move(impl));
+  }
+
+  // Other values, still valid ones: elements are moved round, and floating ones scaled.
+  void change(const Values& copies) const {
+    std::unordered_map<c10::StorageImpl*, bool> done;
+    for (const auto& v : copies) {
+      map_tensors(v, [&](const at::Tensor& t) {
+        if (is_plain(t) && t.numel() > 0 && !t.unsafeGetTensorImpl()->is_wrapped_number() &&
+            !done[t.storage().unsafeGetStorageImpl()]) {
+          done[t.storage().unsafeGetStorageImpl()] = true;
+          const auto item = static_cast<int64_t>(t.itemsize());
+          auto flat = at::empty({0}, t.options().dtype(t.scalar_type()));
+          flat.set_(t.storage(), 0, {(static_cast<int64_t>(t.storage().nbytes()) - 64) / item}, {1});
+          auto moved = flat.roll(1);
+          if (t.is_floating_point() || t.is_complex()) {
+            moved.mul_(0.75);
+          }
+          flat.copy_(moved);
+        }
+        return t;
+      });
+    }
+  }
+
+ private:
+  struct Span {
+    int64_t lo, hi; // bytes
+    c10::Storage storage;
+    c10::Storage copy;
+  };
+  static std::pair<int64_t, int64_t> extent(const at::Tensor& t) {
+    int64_t last = 0;
+    for (int64_t d = 0; d < t.dim(); ++d) {
+      last += (t.size(d) - 1) * t.stride(d);
+    }
+    const auto item = static_cast<int64_t>(t.itemsize());
+    return {t.storage_offset() * item, (t.storage_offset() + last + 1) * item};
+  }
+  std::unordered_map<c10::StorageImpl*, Span> spans_;
+};
+
+Values map_all(const Values& values, const std::function<at::Tensor(const at::Tensor&)>& f) {
+  Values out;
+  out.reserve(values.size());
+  for (const auto& v : values) {
+    out.push_back(map_tensors(v, f));
+  }
+  return out;
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes() || a.dtype() != b.dtype() || (a.numel() > 1 && a.strides() != b.strides())) {
+    return false;
+  }
+  if (a.numel() == 0) {
+    return true;
+  }
+  auto physical = [](const at::Tensor& t) {
+    return t.is_non_overlapping_and_dense() ? t : t.contiguous();
+  };
+  auto x = physical(a), y = physical(b);
+  return std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
+}
+
+std::vector<at::Tensor> tensors_of(at::ArrayRef<c10::IValue> values) {
+  std::vector<at::Tensor> out;
+  for (const auto& v : values) {
+    map_tensors(v, [&](const at::Tensor& t) {
+      out.push_back(t);
+      return t;
+    });
+  }
+  return out;
+}
+
+std::vector<at::Tensor> scratch_like(const std::vector<at::Tensor>& results) {
+  std::vector<at::Tensor> out;
+  for (const auto& r : results) {
+    auto t = at::empty_strided(r.sizes(), r.strides(), r.options());
+    if (t.storage().nbytes() > 0) {
+      std::memset(t.mutable_data_ptr(), 0xA5, t.storage().nbytes());
+    }
+    out.push_back(std::move(t));
+  }
+  return out;
+}
+
+Values call(const c10::OperatorHandle& op, const Values& args) {
+  torch::jit::Stack stack(args.begin(), args.end());
+  op.callBoxed(stack);
+  return stack;
+}
+
+std::string describe(const c10::OperatorHandle& op, const Values& args) {
+  std::ostringstream s;
+  s << full_name(op) << '|' << at::get_num_threads();
+  std::unordered_map<const void*, int> storages;
+  for (const auto& v : args) {
+    s << '|';
+    if (v.isTensor() || (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList())) {
+      map_tensors(v, [&](const at::Tensor& t) {
+        s << t.dtype().name() << t.sizes() << t.strides() << plain_keys(t).raw_repr()
+          << (t.unsafeGetTensorImpl()->is_wrapped_number() ? 'w' : ' ');
+        if (t.has_storage()) {
+          auto [it, fresh] =
+              storages.emplace(t.storage().unsafeGetStorageImpl(), static_cast<int>(storages.size()));
+          s << '#' << it->second;
+          if (!fresh) {
+            s << '@' << t.storage_offset();
+          }
+        }
+        return t;
+      });
+      if (v.isList()) {
+        s << 'x' << v.toListRef().size();
+      }
+    } else if (v.isGenerator()) {
+      s << 'g';
+    } else {
+      s << v.tagKind() << v;
+    }
+  }
+  return s.str();
+}
+
+struct Verdict {
+  Tier tier = Tier::Boxed;
+  std::string held;
+  std::optional<c10::OperatorHandle> out_op;
+  std::string note;
+};
+
+std::mutex& lock() {
+  static std::mutex m;
+  return m;
+}
+std::unordered_map<std::string, Verdict>& verdicts() {
+  static std::unordered_map<std::string, Verdict> table;
+  return table;
+}
+
+// Every operand of the iterator must be one of our tensors (then its address can follow), or a converted constant.
+const char* iterator_fits(at::TensorIteratorBase* it, const Values& args, const std::vector<at::Tensor>& outs) {
+  if (it == nullptr) {
+    return nullptr;
+  }
+  std::unordered_map<const void*, bool> ours;
+  for (const auto& t : tensors_of(args)) {
+    if (t.has_storage()) {
+      ours[t.storage().unsafeGetStorageImpl()] = true;
+    }
+  }
+  for (const auto& t : outs) {
+    ours[t.storage().unsafeGetStorageImpl()] = true;
+  }
+  for (int i = 0; i < it->ntensors(); ++i) {
+    const auto& operand = it->operand(i);
+    if (operand.original_tensor_base().defined()) {
+      if (operand.is_output || !operand.original_tensor_base().unsafeGetTensorImpl()->is_wrapped_number()) {
+        return "the iterator converted an argument when it was built";
+      }
+    } else if (operand.tensor_base().defined() && !ours.count(operand.tensor_base().storage().unsafeGetStorageImpl())) {
+      return "the iterator holds a tensor made when it was built";
+    }
+  }
+  return nullptr;
+}
+
+void move_iterator(at::TensorIteratorBase* it, const std::unordered_map<c10::StorageImpl*, std::ptrdiff_t>& moved) {
+  for (int i = 0; it != nullptr && i < it->ntensors(); ++i) {
+    const auto& operand = it->operand(i);
+    auto found = moved.find(operand.tensor_base().storage().unsafeGetStorageImpl());
+    if (found != moved.end()) {
+      it->unsafe_replace_operand(i, static_cast<char*>(operand.data) + found->second);
+    }
+  }
+}
+
+// Runs eager and the candidate on the given arguments and once more on changed ones.
+// `inplace`: the outputs are argument 0 and the candidate writes it.
+class Trial {
+ public:
+  Trial(const c10::OperatorHandle& op, const Values& before, std::vector<at::Tensor> expected, bool inplace)
+      : op_(op), before_(before), expected_(std::move(expected)), inplace_(inplace) {}
+
+  // Empty when the candidate held; else why not.
+  std::string held(const HeldOp& held, size_t drop) {
+    Copies copies(before_);
+    Values args = map_all(before_, copies);
+    auto outs = inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : scratch_like(expected_);
+    try {
+      Values taken(args.begin(), args.end() - static_cast<std::ptrdiff_t>(drop));
+      auto kernel = held.make(taken, outs);
+      if (const char* why = iterator_fits(kernel->iterator(), args, outs)) {
+        return why;
+      }
+      kernel->run();
+      if (!equal(outs, expected_)) {
+        return "a held kernel gave other bits";
+      }
+      // Second set, at other addresses: the storages are re-bound under the held tensors.
+      Copies second(before_);
+      Values changed = map_all(before_, second);
+      second.change(changed);
+      Copies third(changed);
+      Values eager_args = map_all(changed, third);
+      auto want = run_eager(eager_args);
+      rebind(args, changed, outs, kernel->iterator());
+      auto got = inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : outs;
+      kernel->run();
+      return equal(got, want) ? "" : "a held kernel gave other bits on changed values";
+    } catch (const NotHoldable& e) {
+      return e.why;
+    } catch (const c10::Error& e) {
+      return "a held kernel raised: " + e.msg();
+    }
+  }
+
+  std::string out_variant(const c10::OperatorHandle& out_op) {
+    try {
+      Copies copies(before_);
+      Values args = map_all(before_, copies);
+      if (auto why = out_once(out_op, args, expected_); !why.empty()) {
+        return why;
+      }
+      copies.change(args);
+      auto want = run_eager(args);
+      auto why = out_once(out_op, args, want);
+      return why.empty() ? "" : why + " on changed values";
+    } catch (const c10::Error& e) {
+      return "the out-variant raised: " + e.msg();
+    }
+  }
+
+ private:
+  static bool equal(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b) {
+    if (a.size() != b.size()) {
+      return false;
+    }
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (!same_bits(a[i], b[i])) {
+        return false;
+      }
+    }
+    return true;
+  }
+  std::vector<at::Tensor> run_eager(Values& args) {
+    auto results = call(op_, args);
+    return inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : tensors_of(results);
+  }
+  static std::string out_once(const c10::OperatorHandle& out_op, const Values& args,
+                              const std::vector<at::Tensor>& want) {
+    auto outs = scratch_like(want);
+    Values with = args;
+    std::vector<const void*> addresses;
+    for (const auto& o : outs) {
+      with.emplace_back(o);
+      addresses.push_back(o.const_data_ptr());
+    }
+    call(out_op, with);
+    for (size_t i = 0; i < outs.size(); ++i) {
+      if (outs[i].const_data_ptr() != addresses[i]) {
+        return "the out-variant moved its output";
+      }
+    }
+    return equal(outs, want) ? "" : "the out-variant gave other bits";
+  }
+  // Puts the bytes of `source` under the tensors of `held`, at their new addresses.
+  void rebind(Values& held, const Values& source, const std::vector<at::Tensor>& outs, at::TensorIteratorBase* it) {
+    std::unordered_map<c10::StorageImpl*, std::ptrdiff_t> moved;
+    auto from = tensors_of(held), to = tensors_of(source);
+    for (size_t i = 0; i < from.size(); ++i) {
+      if (!is_plain(from[i]) || from[i].numel() == 0 || from[i].unsafeGetTensorImpl()->is_wrapped_number()) {
+        continue;
+      }
+      auto* a = from[i].storage().unsafeGetStorageImpl();
+      auto* b = to[i].storage().unsafeGetStorageImpl();
+      if (moved.emplace(a, static_cast<char*>(b->mutable_data()) - static_cast<char*>(a->mutable_data())).second) {
+        keep_.push_back(to[i].storage());
+      }
+    }
+    for (auto& [impl, by] : moved) {
+      old_.push_back(impl->set_data_ptr(at::DataPtr(static_cast<char*>(impl->mutable_data()) + by, at::kCPU)));
+    }
+    for (const auto& o : outs) {
+      auto* impl = o.storage().unsafeGetStorageImpl();
+      if (!inplace_ && o.numel() > 0 && !moved.count(impl)) {
+        auto fresh = at::empty({static_cast<int64_t>(impl->nbytes())}, at::kByte);
+        keep_.push_back(fresh.storage());
+        moved.emplace(impl, static_cast<char*>(fresh.mutable_data_ptr()) - static_cast<char*>(impl->mutable_data()));
+        old_.push_back(impl->set_data_ptr(at::DataPtr(fresh.mutable_data_ptr(), at::kCPU)));
+      }
+    }
+    move_iterator(it, moved);
+  }
+
+  c10::OperatorHandle op_;
+  const Values& before_;
+  std::vector<at::Tensor> expected_;
+  bool inplace_;
+  std::vector<c10::Storage> keep_;
+  std::vector<at::DataPtr> old_;
+};
+
+} // namespace
+
+std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op) {
+  static const auto by_name = [] {
+    std::unordered_map<std::string, std::vector<c10::OperatorHandle>> table;
+    auto& dispatcher = c10::Dispatcher::singleton();
+    for (const auto& name : dispatcher.getAllOpNames()) {
+      auto handle = dispatcher.findSchema(name);
+      if (handle && !handle->schema().arguments().empty()) {
+        const auto& last = handle->schema().arguments().back();
+        if (last.is_out()) {
+          table[name.name].push_back(*handle);
+        }
+      }
+    }
+    return table;
+  }();
+  auto it = by_name.find(op.operator_name().name);
+  if (it == by_name.end()) {
+    return std::nullopt;
+  }
+  const auto& schema = op.schema();
+  const auto n = schema.arguments().size();
+  for (const auto& candidate : it->second) {
+    const auto& arguments = candidate.schema().arguments();
+    if (arguments.size() != n + schema.returns().size() ||
+        !candidate.hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
+      continue;
+    }
+    bool same = true;
+    for (size_t i = 0; i < arguments.size() && same; ++i) {
+      same = i < n ? arguments[i].name() == schema.arguments()[i].name() &&
+                  *arguments[i].type() == *schema.arguments()[i].type() && !arguments[i].is_out()
+                   : arguments[i].is_out();
+    }
+    if (same) {
+      return candidate;
+    }
+  }
+  return std::nullopt;
+}
+
+Proof Proof::begin(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args, const Node& node) {
+  Proof p;
+  if (node.random) {
+    return p;
+  }
+  const auto name = full_name(op);
+  auto held = held_ops().find(name);
+  const bool writes = std::find(node.writes.begin(), node.writes.end(), true) != node.writes.end();
+  p.candidate_ = held != held_ops().end() || (!writes && out_variant(op).has_value());
+  if (!p.candidate_) {
+    return p;
+  }
+  for (const auto& v : args) {
+    for (const auto& t : tensors_of(v)) {
+      p.candidate_ = p.candidate_ && is_plain(t);
+    }
+  }
+  if (!p.candidate_) {
+    return p;
+  }
+  p.key_ = describe(op, args);
+  {
+    std::lock_guard<std::mutex> guard(lock());
+    p.known_ = verdicts().count(p.key_) > 0;
+  }
+  if (!p.known_) {
+    RecordingOff off;
+    p.before_ = writes ? map_all(args, Copies(args)) : args;
+  }
+  return p;
+}
+
+void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
+  const bool writes = std::find(node.writes.begin(), node.writes.end(), true) != node.writes.end();
+  if (!candidate_ || (!writes && !node.functional)) {
+    return;
+  }
+  Verdict verdict;
+  if (known_) {
+    std::lock_guard<std::mutex> guard(lock());
+    verdict = verdicts()[key_];
+  } else {
+    at::AutoDispatchBelowADInplaceOrView below;
+    const auto name = full_name(node.op);
+    auto held = held_ops().find(name);
+    auto expected = tensors_of(results);
+    const bool inplace = writes && held != held_ops().end() && held->second.inplace_self;
+    Trial trial(node.op, before_, expected, inplace);
+    verdict.note = "no kernel that could be held";
+    if (held != held_ops().end()) {
+      const bool out_overload = writes && !inplace;
+      verdict.note = trial.held(held->second, out_overload ? static_cast<size_t>(held->second.outputs) : 0);
+      if (verdict.note.empty()) {
+        verdict.tier = Tier::Held;
+        verdict.held = name;
+      }
+    }
+    if (verdict.tier == Tier::Boxed && !writes) {
+      if (auto candidate = out_variant(node.op)) {
+        auto why = trial.out_variant(*candidate);
+        if (why.empty()) {
+          verdict.tier = Tier::Out;
+          verdict.out_op = candidate;
+        } else {
+          verdict.note += "; " + why;
+        }
+      }
+    }
+    std::lock_guard<std::mutex> guard(lock());
+    verdicts()[key_] = verdict;
+  }
+  node.tier = verdict.tier;
+  node.held = verdict.held;
+  node.out_op = verdict.out_op;
+  node.note = verdict.note;
+}
+
+void forget_proofs() {
+  std::lock_guard<std::mutex> guard(lock());
+  verdicts().clear();
+}
+
+} // namespace graphmode

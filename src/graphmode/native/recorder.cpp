@@ -1,0 +1,388 @@
+#include "recorder.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/library.h>
+
+#include <unordered_set>
+
+#include "prove.h"
+
+// The key `Fake` stands right above the backends and below everything that rewrites a call (functionalisation, lazy
+// conjugation, autograd, autocast); torch registers no fall-back of its own for it. A recording thread includes it.
+
+namespace graphmode {
+
+namespace {
+constexpr auto kKey = c10::DispatchKey::Fake;
+thread_local std::shared_ptr<Tape> current;
+
+using Names = std::unordered_set<std::string>;
+
+std::string full_name(const c10::OperatorHandle& op) {
+  const auto& n = op.operator_name();
+  return n.overload_name.empty() ? n.name : n.name + "." + n.overload_name;
+}
+
+// Composites whose inside is only dispatched calls: record the inside, which can be planned, rather than the whole.
+bool transparent(const c10::OperatorHandle& op) {
+  static const Names explicit_ones = {
+      "aten::clone",           "aten::_to_copy",        "aten::zeros",          "aten::ones",
+      "aten::full",            "aten::zeros_like",      "aten::ones_like",      "aten::full_like",
+      "aten::new_zeros",       "aten::new_ones",        "aten::new_full",       "aten::embedding",
+      "aten::add.Scalar",      "aten::sub.Scalar",      "aten::mul.Scalar",     "aten::div.Scalar",
+      "aten::repeat",          "aten::rsub.Scalar",     "aten::convolution",    "aten::_convolution",
+      "aten::lift_fresh_copy",
+  };
+  if (explicit_ones.count(full_name(op))) {
+    return true;
+  }
+  return op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+      !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
+}
+
+// Allocations: the plan gives the memory, nothing runs at replay.
+bool allocates(const std::string& name) {
+  static const Names names = {
+      "aten::empty.memory_format", "aten::empty_like", "aten::empty_strided",
+      "aten::new_empty",           "aten::new_empty_strided",
+  };
+  return names.count(name) > 0;
+}
+
+// Calls that return no tensor yet read no data: their result follows from what the signature already holds.
+bool reads_metadata(const std::string& name) {
+  static const Names names = {
+      "aten::size",          "aten::size.int",        "aten::sym_size",       "aten::sym_size.int",
+      "aten::stride",        "aten::stride.int",      "aten::sym_stride",     "aten::sym_stride.int",
+      "aten::sym_numel",     "aten::numel",           "aten::dim",            "aten::sym_storage_offset",
+      "aten::is_same_size",  "aten::is_set_to",       "aten::result_type.Tensor", "aten::can_cast",
+      "aten::is_contiguous", "aten::is_contiguous.memory_format", "aten::is_strides_like_format",
+      "aten::is_non_overlapping_and_dense", "aten::sym_is_contiguous", "aten::_is_zerotensor",
+      "aten::_has_compatible_shallow_copy_type", "aten::is_pinned", "aten::_version", "aten::output_nr",
+      "aten::_nested_tensor_size", "aten::dense_dim", "aten::sparse_dim", "aten::_dimI", "aten::_dimV",
+      "aten::is_coalesced",  "aten::qscheme", "aten::q_scale", "aten::q_zero_point", "aten::q_per_channel_axis",
+  };
+  return names.count(name) > 0;
+}
+
+// Changes where or how large a tensor is: nothing to replay on our own memory, and no way to replay it on a caller's.
+bool changes_metadata(const c10::OperatorHandle& op, const std::string& name) {
+  static const Names names = {
+      "aten::resize_", "aten::resize_as_", "aten::set_data",
+      "aten::set_", "aten::set_.source_Storage", "aten::set_.source_Storage_storage_offset",
+      "aten::set_.source_Tensor", "aten::set_.source_Tensor_storage_offset",
+  };
+  return op.hasTag(at::Tag::inplace_view) || names.count(name) > 0;
+}
+
+template <class F>
+void for_each_tensor(const c10::IValue& v, F&& f) {
+  if (v.isTensor()) {
+    f(v.toTensor(), -1);
+  } else if (v.isTensorList()) {
+    int i = 0;
+    for (const at::Tensor& t : v.toTensorVector()) {
+      f(t, i++);
+    }
+  } else if (v.isList()) {
+    auto list = v.toListRef();
+    for (size_t i = 0; i < list.size(); ++i) {
+      if (list[i].isTensor()) {
+        f(list[i].toTensor(), static_cast<int>(i));
+      }
+    }
+  }
+}
+
+void find_writes(const c10::OperatorHandle& op, Node& node) {
+  const auto& arguments = op.schema().arguments();
+  node.writes.assign(arguments.size(), false);
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto* alias = arguments[i].alias_info();
+    node.writes[i] = alias != nullptr && alias->isWrite();
+  }
+  for (int i : undeclared_writes(op.operator_name())) {
+    node.writes[i] = true;
+  }
+}
+
+void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::vector<TensorRef>& to, bool result) {
+  TensorRef ref{arg, item};
+  if (is_plain(t)) {
+    ref.value = tape.value_of(t, index, result ? BufferKind::Temp : BufferKind::Fixed);
+  } else {
+    auto [it, fresh] = tape.boxed_by_impl.emplace(t.unsafeGetTensorImpl(), tape.boxed);
+    if (fresh) {
+      if (!result) {
+        tape.refuse("a tensor that is no plain strided CPU tensor comes from outside the graph");
+      }
+      tape.boxed++;
+      tape.keep.push_back(t);
+    } else if (result) {
+      it->second = tape.boxed++;
+    }
+    ref.boxed = it->second;
+  }
+  to.push_back(ref);
+}
+
+void call_below(const c10::OperatorHandle& op, c10::DispatchKeySet below, torch::jit::Stack* stack) {
+  c10::impl::ExcludeDispatchKeyGuard off(kKey);
+  op.redispatchBoxed(below, stack);
+}
+
+// After a call: what became of the memory it made or wrote, and whether a replay could do without the boxed call.
+bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::IValue> args,
+            at::ArrayRef<c10::IValue> results) {
+  const int index = static_cast<int>(tape.nodes.size());
+  const auto before = tape.buffers.size();
+  bool any_write = false, any_tensor = false, all_new = true;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (!node.writes[i]) {
+      continue;
+    }
+    for_each_tensor(args[i], [&](const at::Tensor& t, int item) {
+      if (!t.defined()) {
+        return;
+      }
+      any_write = true;
+      for (auto& ref : node.in) {
+        if (ref.arg == static_cast<int>(i) && ref.item == item && ref.value >= 0) {
+          const auto& was = tape.values[ref.value];
+          const int b = was.buffer;
+          if (was.sizes != t.sizes().vec() || was.strides != t.strides().vec()) {
+            if (tape.buffers[b].kind != BufferKind::Temp) {
+              tape.refuse(name + " changes the size of a tensor from outside the graph");
+            }
+            ref.value = tape.value_of(t, index, BufferKind::Fixed); // an out= argument that the kernel resized
+          }
+          tape.buffers[b].written = true;
+          node.written_buffers.push_back(b);
+        }
+      }
+    });
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    for_each_tensor(results[i], [&](const at::Tensor& t, int item) {
+      if (!t.defined()) {
+        return;
+      }
+      any_tensor = true;
+      refer(tape, t, index, static_cast<int>(i), item, node.out, true);
+      const auto& ref = node.out.back();
+      all_new = all_new && ref.value >= 0 && tape.values[ref.value].buffer >= static_cast<int>(before) &&
+          tape.values[ref.value].offset == 0;
+    });
+  }
+  const bool made = tape.buffers.size() > before;
+  if (!any_tensor && !results.empty() && !any_write && !reads_metadata(name)) {
+    tape.refuse(name + " reads a value from a tensor on the host");
+    return false;
+  }
+  if (!any_tensor && !results.empty() && reads_metadata(name)) {
+    return false;
+  }
+  if (allocates(name)) {
+    return false;
+  }
+  for (auto b = before; b < tape.buffers.size(); ++b) {
+    tape.buffers[b].written = true;
+  }
+  bool any_boxed = false;
+  for (const auto& ref : node.out) {
+    any_boxed = any_boxed || ref.boxed >= 0;
+  }
+  if (any_tensor && !any_write && !made && !any_boxed && name.rfind("aten::", 0) == 0) {
+    return false; // a view: a held tensor over the same memory, nothing to run
+  }
+  // Distinct results must be distinct memory, or a planned buffer each would part them.
+  std::unordered_set<int> distinct;
+  for (const auto& ref : node.out) {
+    if (ref.value >= 0 && !distinct.insert(tape.values[ref.value].buffer).second) {
+      all_new = false;
+    }
+  }
+  node.functional = any_tensor && !any_write && all_new;
+  if (!any_write || made) {
+    for (const auto& ref : node.out) {
+      if (ref.value >= 0 && tape.values[ref.value].buffer >= static_cast<int>(before)) {
+        tape.buffers[tape.values[ref.value].buffer].adopted = true; // until a better tier is proved
+      }
+    }
+  }
+  return true;
+}
+
+// A constant made inside the program (torch.tensor(...)): what comes out is new memory at each call, so that a later write
+// to it never reaches the pristine value.
+void lift(Tape& tape, Node node, const at::Tensor& t, int index) {
+  if (node.in.size() != 1 || node.in[0].value < 0) {
+    return;
+  }
+  const int id = tape.values[node.in[0].value].buffer;
+  auto& b = tape.buffers[id];
+  if (b.kind != BufferKind::Fixed) {
+    return;
+  }
+  RecordingOff off;
+  node.kind = NodeKind::Lift;
+  node.args = {t.clone()};
+  b.kind = BufferKind::Temp;
+  b.fixed = c10::Storage();
+  b.written = true;
+  b.made_by = b.first = index;
+  node.out = {TensorRef{0, -1, node.in[0].value}};
+  node.written_buffers = {id};
+  node.in.clear();
+  node.line = tape.line();
+  tape.nodes.push_back(std::move(node));
+}
+
+// Tensors leave the arguments: the tape keeps no memory of the run. Lists keep their type and length.
+void forget_tensors(Node& node) {
+  for (const auto& ref : node.in) {
+    auto& arg = node.args[ref.arg];
+    if (ref.item < 0) {
+      arg = c10::IValue();
+    } else if (ref.item >= 0) {
+      auto list = arg.toList().copy();
+      const bool optional = list.elementType()->kind() == c10::TypeKind::OptionalType;
+      list.set(ref.item, optional ? c10::IValue() : c10::IValue(at::Tensor()));
+      arg = list;
+    }
+  }
+}
+
+void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto below = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey);
+  Tape* tape = current.get();
+  if (tape == nullptr) {
+    call_below(op, below, stack);
+    return;
+  }
+  if (transparent(op)) {
+    op.redispatchBoxed(below, stack);
+    return;
+  }
+  if (!tape->refusal.empty()) {
+    call_below(op, below, stack);
+    return;
+  }
+  const auto name = full_name(op);
+  const auto count = op.schema().arguments().size();
+  const int index = static_cast<int>(tape->nodes.size());
+  Node node{op};
+  node.args.assign(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());
+  node.random = op.hasTag(at::Tag::nondeterministic_seeded);
+  find_writes(op, node);
+  const std::vector<c10::IValue> args = node.args;
+
+  if (op.hasTag(at::Tag::dynamic_output_shape) || op.hasTag(at::Tag::data_dependent_output)) {
+    tape->refuse(name + (op.hasTag(at::Tag::data_dependent_output) ? " reads a value from a tensor on the host"
+                                                                   : " has an output whose size depends on data"));
+  }
+  const bool lifts = name == "aten::lift_fresh" || name == "aten::lift";
+  for (size_t i = 0; i < args.size(); ++i) {
+    for_each_tensor(args[i], [&](const at::Tensor& t, int item) {
+      if (!t.defined() || t.unsafeGetTensorImpl()->is_wrapped_number()) {
+        return; // a Python scalar in a tensor's place is a constant, and must stay a wrapped number
+      }
+      if (!t.device().is_cpu()) {
+        tape->refuse(name + " takes a tensor on " + t.device().str() + ": a CPU graph takes CPU tensors");
+      }
+      refer(*tape, t, index, static_cast<int>(i), item, node.in, false);
+      const auto& ref = node.in.back();
+      if (ref.value >= 0 && !node.writes[i] && !lifts && t.numel() > 0) {
+        const auto& b = tape->buffers[tape->values[ref.value].buffer];
+        if (b.kind == BufferKind::Temp && !b.written) {
+          tape->refuse(name + " reads memory that no recorded call has written");
+        }
+      }
+    });
+  }
+  if (changes_metadata(op, name)) {
+    for (const auto& ref : node.in) {
+      const bool temp = ref.value >= 0 && tape->buffers[tape->values[ref.value].buffer].kind == BufferKind::Temp;
+      if (node.writes[ref.arg] && (!temp || name.rfind("aten::set", 0) == 0)) {
+        tape->refuse(name + " changes the size or the memory of a tensor from outside the graph");
+      }
+    }
+    call_below(op, below, stack);
+    return;
+  }
+  auto proof = Proof::begin(op, args, node);
+  call_below(op, below, stack);
+  if (tape != current.get()) {
+    return; // the call ended the capture
+  }
+  if (lifts) {
+    lift(*tape, std::move(node), stack->back().toTensor(), index);
+    return;
+  }
+  const auto returned = op.schema().returns().size();
+  const at::ArrayRef<c10::IValue> results(stack->data() + (stack->size() - returned), returned);
+  if (!finish(*tape, node, name, args, results)) {
+    return;
+  }
+  {
+    RecordingOff off;
+    proof.end(results, node);
+  }
+  if (node.tier != Tier::Boxed) {
+    for (const auto& ref : node.out) {
+      if (ref.value >= 0) {
+        tape->buffers[tape->values[ref.value].buffer].adopted = false;
+      }
+    }
+  }
+  forget_tensors(node);
+  tape->random_nodes += node.random ? 1 : 0;
+  node.line = tape->line();
+  tape->nodes.push_back(std::move(node));
+}
+
+TORCH_LIBRARY_IMPL(_, Fake, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&record>());
+}
+} // namespace
+
+Tape* recording() {
+  return current.get();
+}
+
+void record_begin(std::shared_ptr<Tape> tape) {
+  TORCH_INTERNAL_ASSERT(current == nullptr);
+  current = std::move(tape);
+  c10::impl::tls_set_dispatch_key_included(kKey, true);
+}
+
+std::shared_ptr<Tape> record_end() {
+  c10::impl::tls_set_dispatch_key_included(kKey, false);
+  return std::move(current);
+}
+
+void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs) {
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!is_plain(inputs[i])) {
+      tape.inputs.push_back(-1);
+      continue;
+    }
+    const int value = tape.value_of(inputs[i], -1, BufferKind::Input);
+    auto& b = tape.buffers[tape.values[value].buffer];
+    if (b.input < 0) {
+      b.input = static_cast<int>(i);
+    }
+    b.written = true;
+    tape.inputs.push_back(value);
+  }
+}
+
+RecordingOff::RecordingOff() : was_(c10::impl::tls_is_dispatch_key_included(kKey)) {
+  c10::impl::tls_set_dispatch_key_included(kKey, false);
+}
+RecordingOff::~RecordingOff() {
+  c10::impl::tls_set_dispatch_key_included(kKey, was_);
+}
+
+} // namespace graphmode

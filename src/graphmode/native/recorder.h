@@ -1,0 +1,30 @@
+// Records the calls of one thread at the dispatcher, below autograd and above the CPU kernels.
+#pragma once
+
+#include "tape.h"
+
+namespace graphmode {
+
+// Starts recording on this thread. The calls execute as well. One recording per thread at a time.
+void record_begin(std::shared_ptr<Tape> tape);
+// Ends it and returns the tape.
+std::shared_ptr<Tape> record_end();
+// The tape of this thread, or null.
+Tape* recording();
+
+// Tells the tape which tensors are the inputs, in order, before anything ran.
+void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs);
+
+// Suspends recording for a scope: for our own calls while a capture is open.
+class RecordingOff {
+ public:
+  RecordingOff();
+  ~RecordingOff();
+  RecordingOff(const RecordingOff&) = delete;
+  RecordingOff& operator=(const RecordingOff&) = delete;
+
+ private:
+  bool was_;
+};
+
+} // namespace graphmode

@@ -1,0 +1,386 @@
+// The hot path of one compiled region: a flat check of the arguments, a replay, the outputs. A call that no graph fits
+// goes to `miss`, where policy is. Owns the graphs of the region; decides nothing.
+#include "runner.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <structmember.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/object_ptr.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace graphmode {
+
+uint64_t mode_bits() {
+  auto& context = at::globalContext();
+  uint64_t bits = static_cast<uint64_t>(at::get_num_threads());
+  bits = bits << 1 | c10::InferenceMode::is_enabled();
+  bits = bits << 1 | context.deterministicAlgorithms();
+  bits = bits << 1 | context.deterministicFillUninitializedMemory();
+  bits = bits << 1 | context.userEnabledMkldnn();
+  bits = bits << 1 | context.allowTF32CuBLAS();
+  bits = bits << 1 | context.userEnabledFlashSDP();
+  bits = bits << 1 | context.userEnabledMathSDP();
+  bits = bits << 4 | static_cast<uint64_t>(at::get_default_dtype_as_scalartype() == at::kFloat ? 0 : 1);
+  return bits;
+}
+
+namespace {
+
+struct ArgCheck {
+  enum Kind : uint8_t { Tensor, Int, Other } kind = Other;
+  // Tensor
+  PyTypeObject* type = nullptr; // borrowed: a type seen in a live call
+  c10::DispatchKeySet keys;
+  caffe2::TypeMeta dtype;
+  std::vector<int64_t> sizes, strides;
+  int64_t storage_offset = -1; // compared only where the graph looks outside the tensor's own extent
+  bool written = false;
+  int alias_of = -1; // earlier argument on the same memory
+  std::ptrdiff_t alias_distance = 0;
+  int64_t lo = 0, hi = 0; // bytes touched, from the first element
+  // Int
+  long integer = 0;
+};
+
+struct Entry {
+  int64_t id = 0;
+  uint64_t mode = 0;
+  std::vector<ArgCheck> args;
+  std::shared_ptr<Executable> graph;
+  std::vector<std::pair<int, THPObjectPtr>> outputs; // index into the replay's results, or -1 and a constant
+  std::vector<const char*> last; // addresses at the last overlap check
+  bool checked = false;
+  bool any_written = false;
+  uint64_t replays = 0, used = 0;
+};
+
+struct State {
+  std::vector<std::unique_ptr<Entry>> entries; // most recently used first
+  uint64_t clock = 0, replays = 0;
+  int64_t next_id = 1;
+};
+
+struct RunnerObject {
+  PyObject_HEAD
+  vectorcallfunc vectorcall;
+  State* state;
+  PyObject* miss;
+  PyObject* dict;
+  PyObject* weakrefs;
+};
+
+bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), b.size() * sizeof(int64_t)) == 0;
+}
+
+const char* address(const at::Tensor& t) {
+  auto* impl = t.unsafeGetTensorImpl();
+  return static_cast<const char*>(impl->unsafe_storage().unsafeGetStorageImpl()->data()) +
+      impl->storage_offset() * static_cast<int64_t>(impl->itemsize());
+}
+
+bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
+  bool moved = !e.checked;
+  for (size_t i = 0; i < e.args.size(); ++i) {
+    if (e.args[i].kind == ArgCheck::Tensor) {
+      const char* p = address(*tensors[i]);
+      moved = moved || p != e.last[i];
+      e.last[i] = p;
+    }
+  }
+  if (!moved) {
+    return true;
+  }
+  e.checked = false;
+  for (size_t i = 0; i < e.args.size(); ++i) {
+    const auto& a = e.args[i];
+    if (a.kind == ArgCheck::Tensor && a.alias_of >= 0 && e.last[i] - e.last[a.alias_of] != a.alias_distance) {
+      return false;
+    }
+  }
+  for (size_t w = 0; e.any_written && w < e.args.size(); ++w) {
+    const auto& a = e.args[w];
+    if (!a.written) {
+      continue;
+    }
+    const int root = a.alias_of < 0 ? static_cast<int>(w) : a.alias_of;
+    for (size_t j = 0; j < e.args.size(); ++j) {
+      const auto& b = e.args[j];
+      if (b.kind != ArgCheck::Tensor || j == w || (b.alias_of < 0 ? static_cast<int>(j) : b.alias_of) == root) {
+        continue;
+      }
+      if (e.last[w] + a.lo < e.last[j] + b.hi && e.last[j] + b.lo < e.last[w] + a.hi) {
+        return false;
+      }
+    }
+  }
+  e.checked = true;
+  return true;
+}
+
+// `tensors` gets one pointer per argument; null where the argument is no tensor.
+bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad, const at::Tensor** tensors) {
+  if (e.mode != mode || e.args.size() != n) {
+    return false;
+  }
+  for (size_t i = 0; i < n; ++i) {
+    const auto& want = e.args[i];
+    PyObject* got = args[i];
+    if (want.kind == ArgCheck::Tensor) {
+      if (Py_TYPE(got) != want.type) {
+        return false;
+      }
+      const auto& t = THPVariable_Unpack(got);
+      auto* impl = t.unsafeGetTensorImpl();
+      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || !same(impl->sizes(), want.sizes) ||
+          !same(impl->strides(), want.strides) || (grad && t.requires_grad()) ||
+          (want.storage_offset >= 0 && impl->storage_offset() != want.storage_offset)) {
+        return false;
+      }
+      tensors[i] = &t;
+    } else if (want.kind == ArgCheck::Int) {
+      if (!PyLong_CheckExact(got) || PyLong_AsLong(got) != want.integer) {
+        PyErr_Clear();
+        return false;
+      }
+      tensors[i] = nullptr;
+    } else {
+      return false;
+    }
+  }
+  return overlaps_as_recorded(e, tensors);
+}
+
+PyObject* replay(State& state, size_t at, const at::Tensor* const* tensors, size_t n) {
+  Entry& e = *state.entries[at];
+  auto graph = e.graph;
+  std::vector<at::Tensor> results;
+  {
+    pybind11::gil_scoped_release no_gil;
+    results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n));
+  }
+  for (int i : graph->plan().mutated_inputs) {
+    auto* impl = tensors[i]->unsafeGetTensorImpl();
+    if (!impl->is_inference()) {
+      impl->bump_version();
+    }
+  }
+  ++e.replays;
+  ++state.replays;
+  e.used = ++state.clock;
+  THPObjectPtr out(PyTuple_New(static_cast<Py_ssize_t>(e.outputs.size())));
+  if (!out) {
+    throw python_error();
+  }
+  for (size_t i = 0; i < e.outputs.size(); ++i) {
+    const auto& [index, constant] = e.outputs[i];
+    PyObject* item = nullptr;
+    if (index >= 0) {
+      item = THPVariable_Wrap(std::move(results[index]));
+    } else {
+      item = Py_NewRef(constant.get());
+    }
+    PyTuple_SET_ITEM(out.get(), static_cast<Py_ssize_t>(i), item);
+  }
+  return out.release();
+}
+
+PyObject* runner_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
+  HANDLE_TH_ERRORS
+  auto* r = reinterpret_cast<RunnerObject*>(self);
+  const auto n = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
+  auto& state = *r->state;
+  if (kwnames == nullptr && !state.entries.empty()) {
+    c10::SmallVector<const at::Tensor*, 64> tensors(n);
+    const uint64_t mode = mode_bits();
+    const bool grad = c10::GradMode::is_enabled();
+    for (size_t i = 0; i < state.entries.size(); ++i) {
+      if (matches(*state.entries[i], args, n, mode, grad, tensors.data())) {
+        if (i > 0) {
+          std::rotate(state.entries.begin(), state.entries.begin() + static_cast<std::ptrdiff_t>(i),
+                      state.entries.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+        }
+        return replay(state, 0, tensors.data(), n);
+      }
+    }
+  }
+  return PyObject_Vectorcall(r->miss, args, nargsf, kwnames);
+  END_HANDLE_TH_ERRORS
+}
+
+PyObject* runner_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
+  PyObject* miss = nullptr;
+  if (!PyArg_ParseTuple(args, "O", &miss)) {
+    return nullptr;
+  }
+  auto* self = reinterpret_cast<RunnerObject*>(type->tp_alloc(type, 0));
+  if (self != nullptr) {
+    self->vectorcall = &runner_call;
+    self->state = new State();
+    self->miss = Py_NewRef(miss);
+    self->dict = nullptr;
+    self->weakrefs = nullptr;
+  }
+  return reinterpret_cast<PyObject*>(self);
+}
+
+int runner_traverse(PyObject* self, visitproc visit, void* arg) {
+  auto* r = reinterpret_cast<RunnerObject*>(self);
+  Py_VISIT(r->miss);
+  Py_VISIT(r->dict);
+  return 0;
+}
+
+int runner_clear(PyObject* self) {
+  auto* r = reinterpret_cast<RunnerObject*>(self);
+  Py_CLEAR(r->miss);
+  Py_CLEAR(r->dict);
+  return 0;
+}
+
+void runner_dealloc(PyObject* self) {
+  auto* r = reinterpret_cast<RunnerObject*>(self);
+  PyObject_GC_UnTrack(self);
+  if (r->weakrefs != nullptr) {
+    PyObject_ClearWeakRefs(self);
+  }
+  runner_clear(self);
+  delete r->state;
+  Py_TYPE(self)->tp_free(self);
+}
+
+PyMemberDef runner_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(RunnerObject, vectorcall), READONLY, nullptr},
+    {"__dictoffset__", T_PYSSIZET, offsetof(RunnerObject, dict), READONLY, nullptr},
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(RunnerObject, weakrefs), READONLY, nullptr},
+    {nullptr, 0, 0, 0, nullptr},
+};
+
+PyTypeObject runner_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+
+State& state_of(const pybind11::handle& runner) {
+  if (Py_TYPE(runner.ptr()) != &runner_type) {
+    throw pybind11::type_error("expected a graphmode Runner");
+  }
+  return *reinterpret_cast<RunnerObject*>(runner.ptr())->state;
+}
+
+ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
+  ArgCheck a;
+  if (THPVariable_Check(arg)) {
+    const auto& t = THPVariable_Unpack(arg);
+    a.kind = ArgCheck::Tensor;
+    a.type = Py_TYPE(arg);
+    a.keys = t.unsafeGetTensorImpl()->key_set();
+    a.dtype = t.dtype();
+    a.sizes = t.sizes().vec();
+    a.strides = t.strides().vec();
+    const auto& tape = *plan.tape;
+    const int value = tape.inputs[index];
+    a.written = plan.input_written[index];
+    if (value >= 0) {
+      const auto& v = tape.values[value];
+      const auto& owner = tape.buffers[v.buffer];
+      const auto item = static_cast<int64_t>(t.itemsize());
+      if (owner.input != static_cast<int>(index)) {
+        a.alias_of = owner.input;
+      } else {
+        auto [lo, hi] = plan.input_extent[index];
+        a.lo = lo - v.offset * item;
+        a.hi = hi - v.offset * item;
+        int64_t last = 0;
+        for (size_t d = 0; d < v.sizes.size(); ++d) {
+          last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
+        }
+        if (a.lo < 0 || a.hi > (last + 1) * item) {
+          a.storage_offset = v.offset; // looks outside its own extent: as_strided, or an alias beside it
+        }
+      }
+    }
+  } else if (PyLong_CheckExact(arg)) {
+    a.kind = ArgCheck::Int;
+    a.integer = PyLong_AsLong(arg);
+  }
+  return a;
+}
+
+} // namespace
+
+void bind_runner(pybind11::module_& m) {
+  runner_type.tp_name = "graphmode._C.Runner";
+  runner_type.tp_basicsize = sizeof(RunnerObject);
+  runner_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL;
+  runner_type.tp_doc = "Runner(miss): checks the arguments natively and replays, or calls miss(*args).";
+  runner_type.tp_new = &runner_new;
+  runner_type.tp_dealloc = &runner_dealloc;
+  runner_type.tp_traverse = &runner_traverse;
+  runner_type.tp_clear = &runner_clear;
+  runner_type.tp_call = &PyVectorcall_Call;
+  runner_type.tp_members = runner_members;
+  runner_type.tp_vectorcall_offset = offsetof(RunnerObject, vectorcall);
+  runner_type.tp_dictoffset = offsetof(RunnerObject, dict);
+  runner_type.tp_weaklistoffset = offsetof(RunnerObject, weakrefs);
+  runner_type.tp_getattro = &PyObject_GenericGetAttr;
+  runner_type.tp_setattro = &PyObject_GenericSetAttr;
+  if (PyType_Ready(&runner_type) < 0) {
+    throw pybind11::error_already_set();
+  }
+  m.add_object("Runner", pybind11::handle(reinterpret_cast<PyObject*>(&runner_type)));
+
+  m.def(
+      "runner_add",
+      [](const pybind11::object& runner, const pybind11::tuple& args, const std::shared_ptr<Executable>& graph,
+         const std::vector<std::pair<int, pybind11::object>>& outputs) {
+        auto& state = state_of(runner);
+        auto e = std::make_unique<Entry>();
+        e->id = state.next_id++;
+        e->mode = mode_bits();
+        e->graph = graph;
+        for (size_t i = 0; i < args.size(); ++i) {
+          e->args.push_back(check_of(args[i].ptr(), i, graph->plan()));
+          e->any_written = e->any_written || e->args.back().written;
+        }
+        for (auto& a : e->args) {
+          if (a.alias_of >= 0) {
+            const auto i = static_cast<size_t>(&a - e->args.data());
+            a.alias_distance = address(THPVariable_Unpack(args[i].ptr())) -
+                address(THPVariable_Unpack(args[static_cast<size_t>(a.alias_of)].ptr()));
+          }
+        }
+        e->last.assign(e->args.size(), nullptr);
+        for (const auto& [index, constant] : outputs) {
+          e->outputs.emplace_back(index, THPObjectPtr(Py_NewRef(constant.ptr())));
+        }
+        e->used = ++state.clock;
+        const auto id = e->id;
+        state.entries.insert(state.entries.begin(), std::move(e));
+        return id;
+      },
+      "Adds a graph for arguments like these; returns its id.");
+  m.def("runner_drop", [](const pybind11::object& runner, int64_t id) {
+    auto& entries = state_of(runner).entries;
+    for (auto it = entries.begin(); it != entries.end(); ++it) {
+      if ((*it)->id == id) {
+        entries.erase(it);
+        return true;
+      }
+    }
+    return false;
+  });
+  m.def("runner_entries", [](const pybind11::object& runner) {
+    std::vector<std::tuple<int64_t, uint64_t, uint64_t>> rows;
+    for (auto& e : state_of(runner).entries) {
+      rows.emplace_back(e->id, e->replays, e->used);
+    }
+    return rows;
+  }, "(id, replays, time of last use) of each graph, most recently used first.");
+  m.def("runner_replays", [](const pybind11::object& runner) { return state_of(runner).replays; });
+}
+
+} // namespace graphmode

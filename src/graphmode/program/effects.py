@@ -1,0 +1,53 @@
+"""Which calls change something: arguments, generators, the outside. One table for all passes.
+
+Schemas lie now and then: corrections stand here and in native/tape.cpp (undeclared_writes), which must agree.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+# Ops that write arguments without saying so: running statistics, when training.
+UNDECLARED_WRITES = {
+    "aten::native_batch_norm": (3, 4),
+    "aten::batch_norm": (3, 4),
+    "aten::_batch_norm_impl_index": (3, 4),
+}
+_PURE_FUNCTIONS = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
+                   operator.truediv, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
+                   operator.ge, operator.and_, operator.or_, operator.not_, torch.sym_max, torch.sym_min,
+                   torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
+
+
+def written_arguments(target: Any) -> tuple[int, ...]:
+    """Indices of the arguments that an op overload writes."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return ()
+    schema = target._schema
+    declared = tuple(
+        i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write
+    )
+    return declared + UNDECLARED_WRITES.get(target.name(), ())
+
+
+def is_random(target: Any) -> bool:
+    """Whether an op draws from a generator."""
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a call must run even when nobody uses its result."""
+    target = node.target
+    if target in _PURE_FUNCTIONS:
+        return False
+    if not isinstance(target, torch._ops.OpOverload):
+        return True
+    if target.namespace not in ("aten", "prims"):
+        return True  # a custom op: its schema tells nothing of the outside
+    if not target._schema.returns:
+        return True  # an assertion or the like
+    return bool(written_arguments(target)) or is_random(target)

@@ -1,0 +1,57 @@
+"""Pass: removes calls that give back their argument: slices of everything, aliases, conversions to the same dtype.
+
+Only where the result's aliasing stays what it was: a view for a view, never an argument for a copy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+aten = torch.ops.aten
+
+
+def _same_tensor(a: Any, b: Any) -> bool:
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    if a.layout != torch.strided or b.layout != torch.strided:
+        return False
+    # Symbolic sizes are compared as expressions: no guard may be added here.
+    def text(t: torch.Tensor) -> tuple[str, ...]:
+        return (*map(str, t.shape), "|", *map(str, t.stride()), "|", str(t.storage_offset()))
+
+    return a.dtype == b.dtype and a.device == b.device and text(a) == text(b)
+
+
+_VIEWS = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.slice.Tensor,
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten._reshape_alias.default,
+}
+
+
+def remove_no_ops(gm: fx.GraphModule) -> int:
+    """Replaces views that are the whole of their argument by the argument; returns how many.
+
+    A result of the graph stays a tensor object of its own.
+    """
+    removed = 0
+    (output,) = gm.graph.find_nodes(op="output")
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function" or node.target not in _VIEWS or output in node.users:
+            continue
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or not _same_tensor(node.meta.get("val"), source.meta.get("val")):
+            continue
+        node.replace_all_uses_with(source)
+        gm.graph.erase_node(node)
+        removed += 1
+    return removed

@@ -1,0 +1,46 @@
+"""What selects a graph: sizes, strides, dtypes, aliasing, modes and Python values of the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+
+from graphmode import _C
+
+
+def signature_of(args: Sequence[Any]) -> Hashable:
+    """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides."""
+    parts: list[Hashable] = [_C.mode_bits()]
+    storages: dict[int, tuple[int, int]] = {}
+    for i, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            alias = storages.setdefault(arg.untyped_storage()._cdata, (i, arg.storage_offset()))
+            parts.append(
+                (
+                    type(arg),
+                    arg.dtype,
+                    tuple(arg.shape),
+                    arg.stride(),
+                    arg.is_inference(),
+                    arg.is_conj(),
+                    arg.is_neg(),
+                    alias[0] if alias[0] == i else (alias[0], arg.storage_offset() - alias[1]),
+                )
+            )
+        else:
+            parts.append((type(arg), arg))
+    return tuple(parts)
+
+
+def not_capturable(args: Sequence[Any]) -> str | None:
+    """Why no graph can take these arguments; None when one can."""
+    for i, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            if not _C.is_plain(arg):
+                layout = str(arg.layout).removeprefix("torch.")
+                return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
+        elif type(arg) is not int:
+            return f"input {i} is a {type(arg).__name__}, which no signature can hold"
+    return None
