@@ -10,6 +10,9 @@ torch_version: str
 class Diverged(Exception):
     """A call at replay gave other sizes than at capture."""
 
+class Moved(Exception):
+    """Memory that the graph relies on was moved or resized."""
+
 class Plan:
     @property
     def arena_bytes(self) -> int: ...

@@ -57,6 +57,10 @@ class DeviceGraph(abc.ABC):
         """Memory the graph needs, after capture_end."""
 
     @abc.abstractmethod
+    def draws_random_numbers(self) -> bool:
+        """Whether a replay draws from torch's generators, after capture_end."""
+
+    @abc.abstractmethod
     def instantiate(self, *, poison: bool) -> None:
         """Makes the graph ready to replay."""
 

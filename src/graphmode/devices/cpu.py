@@ -62,6 +62,9 @@ class CpuGraph(DeviceGraph):
             raise StateError("nothing was captured: capture before you replay, and not after reset()")
         return self._plan
 
+    def draws_random_numbers(self) -> bool:
+        return self.plan.random_nodes > 0
+
     def instantiate(self, *, poison: bool) -> None:
         self.executable = _C.Executable(self.plan, poison)
 
@@ -71,7 +74,10 @@ class CpuGraph(DeviceGraph):
             raise StateError("the graph was not instantiated")
         if len(inputs) != plan.inputs:
             raise InputError(f"the graph takes {plan.inputs} inputs, got {len(inputs)}")
-        return self.executable.run(list(inputs))
+        try:
+            return self.executable.run(list(inputs))
+        except _C.Moved as error:
+            raise InputError(str(error)) from None
 
     def reset(self) -> None:
         self.abandon()

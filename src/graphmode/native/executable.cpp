@@ -207,11 +207,7 @@ class Instance {
       bind_arena(*lease);
     }
     bind_outputs();
-    for (const Slot* slot : fixed_) {
-      TORCH_CHECK(
-          slot->storage.data() == slot->bound,
-          "a tensor that the graph reads or writes was moved or resized after the capture");
-    }
+    check_fixed();
     {
       at::AutoDispatchBelowADInplaceOrView below;
       at::NoGradGuard no_grad;
@@ -339,6 +335,22 @@ class Instance {
     }
     auto it = by_impl_.find(impl);
     return it == by_impl_.end() ? nullptr : it->second;
+  }
+
+  void check_fixed() const {
+    for (const Slot* slot : fixed_) {
+      if (slot->storage.data() != slot->bound) {
+        throw Moved("memory that the graph reads or writes was moved since the capture: capture again");
+      }
+    }
+    for (const auto& met : t_.met) {
+      const auto& v = t_.values[met.value];
+      if (met.raw->sizes() != c10::IntArrayRef(v.sizes)) {
+        throw Moved(
+            "a captured tensor had sizes " + c10::str(c10::IntArrayRef(v.sizes)) + " and has " +
+            c10::str(met.raw->sizes()) + " now: capture again");
+      }
+    }
   }
 
   void bind_inputs(at::ArrayRef<const at::Tensor*> inputs) {

@@ -24,6 +24,11 @@ struct Diverged : std::runtime_error {
   Diverged(int n, const std::string& what) : std::runtime_error(what), node(n) {}
 };
 
+// Raised when memory that the graph relies on is no longer where, or as large as, it was.
+struct Moved : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Plan {
   std::shared_ptr<Tape> tape;
   std::vector<OutputRef> outputs;

@@ -90,6 +90,7 @@ class Capture {
     }
     tape_->by_storage.clear();
     tape_->boxed_by_impl.clear();
+    tape_->met_index.clear();
     return make_plan(tape_, outputs_);
   }
 
@@ -172,6 +173,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_version") = TORCH_VERSION;
 
   static py::exception<Diverged> diverged(m, "Diverged");
+  static py::exception<Moved> moved(m, "Moved");
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) {
@@ -179,6 +181,8 @@ PYBIND11_MODULE(_C, m) {
       }
     } catch (const Diverged& e) {
       py::set_error(diverged, e.what());
+    } catch (const Moved& e) {
+      py::set_error(moved, e.what());
     }
   });
 

@@ -111,6 +111,13 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
   TensorRef ref{arg, item};
   if (is_plain(t)) {
     ref.value = tape.value_of(t, index, result ? BufferKind::Temp : BufferKind::Fixed);
+    auto* impl = t.unsafeGetTensorImpl();
+    if (!result && tape.buffers[tape.values[ref.value].buffer].kind == BufferKind::Fixed &&
+        tape.met_index.emplace(impl, static_cast<int>(tape.met.size())).second) {
+      tape.met.push_back(
+          {c10::weak_intrusive_ptr<c10::TensorImpl>(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl)), impl,
+           ref.value});
+    }
   } else {
     auto [it, fresh] = tape.boxed_by_impl.emplace(t.unsafeGetTensorImpl(), tape.boxed);
     if (fresh) {

@@ -78,7 +78,16 @@ struct Node {
   int line = -1; // index into Tape::lines
 };
 
+// A tensor from outside the graph as it was first met: a replay checks that it still has its size.
+struct Met {
+  c10::weak_intrusive_ptr<c10::TensorImpl> impl;
+  c10::TensorImpl* raw; // readable as long as `impl` is held, alive or not
+  int value;
+};
+
 struct Tape {
+  std::vector<Met> met;
+  std::unordered_map<c10::TensorImpl*, int> met_index;
   std::vector<Buffer> buffers;
   std::vector<Value> values;
   std::vector<Node> nodes;
