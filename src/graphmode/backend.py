@@ -54,7 +54,7 @@ class CompiledGraph:
         for op, reason, line in self.breaks:
             self.first.fall_back(reason, op, line)
             self.first.counters.breaks += 1
-        with torch.no_grad(), torch.amp.autocast("cpu", enabled=False):
+        with torch.no_grad():
             return self._stretches(*args)
 
     def with_gradients(self, args: Sequence[Any]) -> Any:
@@ -82,7 +82,10 @@ def needs_gradients(args: Sequence[Any]) -> bool:
 
 
 def graphmode_backend(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], options: Mapping[str, Any] | Options | None = None, **_: Any
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any] | Options | None = None,
+    **_: Any,
 ) -> Compiled:
     """Compiles one of Dynamo's graphs.
 

@@ -72,7 +72,7 @@ class Graph:
         self._generator = (torch.default_generator.initial_seed(), torch.get_rng_state())
         self._refuse = RefuseUnseen()
         self._refuse.__enter__()
-        self._graph.capture_begin([], line_running)
+        self._graph.capture_begin([], line_running, None)
         self._state = "capturing"
 
     def capture_end(self) -> None:
@@ -115,7 +115,9 @@ class Graph:
     def instantiate(self) -> None:
         """Resolves every address, once."""
         if self._state != "captured":
-            raise StateError("nothing was captured: use `with graph:` or capture_begin() and capture_end() first")
+            raise StateError(
+                "nothing was captured: use `with graph:` or capture_begin() and capture_end() first"
+            )
         self._graph.instantiate(poison=resolve().poison)
         self._ready = True
 

@@ -43,7 +43,9 @@ class Options:
     dynamic_limit: int = _option(
         8, "recompilations by Dynamo of one function after which it is reported as running outside graphs"
     )
-    poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")
+    poison: bool = _option(
+        False, "fill arena and outputs with garbage before each replay: finds skipped work, slow"
+    )
     verify: bool = _option(
         False, "replay each new graph once on scratch copies and compare with eager: doubles capture time"
     )

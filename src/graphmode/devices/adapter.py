@@ -18,7 +18,9 @@ class Capabilities:
     """What the runner may rely on."""
 
     capture_executes: bool  # the captured calls ran: their results are the results of that call
-    rebind_inputs: bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
+    rebind_inputs: (
+        bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
+    )
     fresh_outputs: bool  # each replay hands out memory of its own
     native_runner: bool  # graphs can be called through the native runner
     max_graphs: int | None = None  # how many the device holds
@@ -37,11 +39,17 @@ class DeviceGraph(abc.ABC):
     """One captured graph. The names are those of `torch.accelerator.Graph`."""
 
     @abc.abstractmethod
-    def capture_begin(self, inputs: Sequence[torch.Tensor | None], locate: Callable[[], str]) -> None:
+    def capture_begin(
+        self,
+        inputs: Sequence[torch.Tensor | None],
+        locate: Callable[[], str],
+        constants: Sequence[torch.Tensor] | None,
+    ) -> None:
         """Starts capturing this thread's calls.
 
         inputs: one entry per argument of the program, None where it is no tensor.
         locate: gives the user's line of the running call.
+        constants: the only other tensors the work may use; None allows any, at the address they have.
         """
 
     @abc.abstractmethod

@@ -20,13 +20,18 @@ class CpuGraph(DeviceGraph):
         self._plan: _C.Plan | None = None
         self.executable: _C.Executable | None = None
 
-    def capture_begin(self, inputs: Sequence[torch.Tensor | None], locate: Callable[[], str]) -> None:
+    def capture_begin(
+        self,
+        inputs: Sequence[torch.Tensor | None],
+        locate: Callable[[], str],
+        constants: Sequence[torch.Tensor] | None,
+    ) -> None:
         if self._plan is not None or self._capture is not None:
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
         if _C.is_capturing():
             raise StateError("a capture is already open on this thread: end it before you begin another")
         capture = _C.Capture()
-        capture.begin(list(inputs), locate)
+        capture.begin(list(inputs), locate, None if constants is None else list(constants))
         self._capture = capture
 
     def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:

@@ -37,7 +37,7 @@ void drop_idle(Pool& p, size_t smaller_than) {
   };
   p.blocks.erase(std::remove_if(p.blocks.begin(), p.blocks.end(), idle), p.blocks.end());
 }
-} // namespace
+}  // namespace
 
 Lease::Lease(size_t bytes) : block_(nullptr) {
   auto& p = pool();
@@ -49,7 +49,7 @@ Lease::Lease(size_t bytes) : block_(nullptr) {
     }
   }
   if (block_ == nullptr) {
-    drop_idle(p, bytes); // a block too small for this graph is replaced, not kept beside the larger one
+    drop_idle(p, bytes);  // a block too small for this graph is replaced, not kept beside the larger one
     auto fresh = std::make_unique<Block>();
     fresh->memory = c10::GetCPUAllocator()->allocate(bytes);
     fresh->bytes = bytes;
@@ -92,4 +92,4 @@ void arena_release() {
   drop_idle(p, SIZE_MAX);
 }
 
-} // namespace graphmode
+}  // namespace graphmode

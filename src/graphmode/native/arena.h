@@ -22,8 +22,8 @@ class Lease {
   Block* block_;
 };
 
-size_t arena_bytes(); // held now, leased or not
+size_t arena_bytes();  // held now, leased or not
 size_t arena_blocks();
-void arena_release(); // frees every block that is not leased
+void arena_release();  // frees every block that is not leased
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -3,7 +3,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "recorder.h"
@@ -36,10 +38,10 @@ c10::Storage empty_storage(size_t nbytes) {
 }
 
 void spoil(void* p, size_t n) {
-  std::memset(p, 0xA5, n);
+  std::memset(p, 0xFF, n);  // not-a-number in every floating dtype
 }
 
-} // namespace
+}  // namespace
 
 std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs) {
   auto plan = std::make_shared<Plan>();
@@ -124,7 +126,7 @@ struct Patch {
   std::ptrdiff_t offset;
 };
 
-struct Slot { // one buffer of an instance
+struct Slot {  // one buffer of an instance
   c10::Storage storage;
   char* bound = nullptr;
   std::vector<Patch> patches;
@@ -141,17 +143,50 @@ struct Slot { // one buffer of an instance
   }
 };
 
+// Address space for as long as an instance is built; it takes no memory.
+class AddressRange {
+ public:
+  explicit AddressRange(const std::vector<Buffer>& buffers) {
+    for (const auto& b : buffers) {
+      bytes_ += padded(b.nbytes);
+    }
+    bytes_ = std::max<size_t>(bytes_, 64);
+    void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    TORCH_CHECK(p != MAP_FAILED, "no address space for ", bytes_, " bytes");
+    base_ = next_ = static_cast<char*>(p);
+  }
+  ~AddressRange() {
+    munmap(base_, bytes_);
+  }
+  AddressRange(const AddressRange&) = delete;
+  AddressRange& operator=(const AddressRange&) = delete;
+  char* take(size_t nbytes) {
+    char* p = next_;
+    next_ += padded(nbytes);
+    return p;
+  }
+
+ private:
+  static size_t padded(size_t n) {
+    return (n + 127) / 64 * 64;
+  }
+  size_t bytes_ = 0;
+  char* base_;
+  char* next_;
+};
+
 struct Step {
   int node;
   Tier tier;
-  Kernel* kernel = nullptr; // Tier::Held
+  Kernel* kernel = nullptr;  // Tier::Held
   std::unique_ptr<Kernel> owned;
   std::optional<c10::OperatorHandle> op;
-  c10::DispatchKeySet keys; // where to redispatch; empty: by the arguments
+  c10::DispatchKeySet keys;  // where to redispatch; empty: by the arguments
   std::vector<c10::IValue> args;
-  std::vector<std::pair<TensorRef, int>> boxed_in; // arguments that come from boxed values
+  std::vector<std::pair<TensorRef, int>> boxed_in;  // arguments that come from boxed values
+  std::vector<int> lists;                           // arguments that are lists of tensors
   std::vector<TensorRef> out;
-  std::vector<int> release; // adopted buffers whose last use this is
+  std::vector<int> release;  // adopted buffers whose last use this is
   bool adopts = false;
 };
 
@@ -167,12 +202,12 @@ class Instance {
         fixed_.push_back(&slots_[i]);
       }
     }
-    // Iterators read addresses when they are built, so every buffer needs one that is valid memory of its size.
-    std::vector<at::DataPtr> stand_in;
+    // Iterators read addresses when they are built: each buffer gets a range of its own, of memory that is never
+    // touched.
+    AddressRange stand_in(t_.buffers);
     for (size_t i = 0; i < slots_.size(); ++i) {
       if (t_.buffers[i].kind != BufferKind::Fixed) {
-        stand_in.push_back(c10::GetCPUAllocator()->allocate(64));
-        slots_[i].bind(stand_in.back().get());
+        slots_[i].bind(stand_in.take(t_.buffers[i].nbytes));
       }
     }
     values_.resize(t_.values.size());
@@ -191,7 +226,7 @@ class Instance {
     }
     for (auto& slot : slots_) {
       if (slot.bound != nullptr && !is_fixed(slot)) {
-        slot.bound = nullptr; // the stand-ins die here: whatever is not bound again must fail, not read them
+        slot.bound = nullptr;  // the stand-ins die here: whatever is not bound again must fail, not read them
         slot.storage.unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(nullptr, at::kCPU));
       }
     }
@@ -259,7 +294,10 @@ class Instance {
     s.args.reserve(node.args.size());
     for (const auto& a : node.args) {
       const bool tensors = a.isList() && !a.isIntList() && !a.isDoubleList() && !a.isBoolList();
-      s.args.push_back(tensors ? c10::IValue(a.toList().copy()) : a); // items are set per instance
+      if (tensors) {
+        s.lists.push_back(static_cast<int>(s.args.size()));
+      }
+      s.args.push_back(tensors ? c10::IValue(a.toList().copy()) : a);  // items are set per instance
     }
     bool math_bits = false, any_plain = false;
     for (const auto& ref : node.in) {
@@ -311,30 +349,25 @@ class Instance {
       return false;
     }
     const auto& b = t_.buffers[t_.values[ref.value].buffer];
-    return b.adopted && b.made_by == index; // else memory the graph has already: a view or a written argument
+    return b.adopted && b.made_by == index;  // else memory the graph has already: a view or a written argument
   }
 
+  // Operands are found by address (see storage_at in prove.cpp): while building, each buffer has a range of its own.
   void patch(at::TensorIteratorBase* it) {
-    for (int i = 0; it != nullptr && i < it->ntensors(); ++i) {
+    for (int i = 0; it != nullptr && it->numel() > 0 && i < it->ntensors(); ++i) {
       const auto& operand = it->operand(i);
-      if (!operand.tensor_base().defined() || operand.original_tensor_base().defined()) {
-        continue; // a converted constant: it stays where the iterator put it
+      if (operand.original_tensor_base().defined()) {
+        continue;  // a converted constant: it stays where the iterator put it
       }
-      auto* impl = operand.tensor_base().storage().unsafeGetStorageImpl();
-      Slot* owner = slot_of(impl);
-      TORCH_CHECK(owner != nullptr, "a held iterator has an operand that is none of the graph's values");
-      owner->patches.push_back({it, i, static_cast<char*>(operand.data) - owner->bound});
+      auto* p = static_cast<char*>(operand.data);
+      for (size_t b = 0; b < slots_.size(); ++b) {
+        auto& slot = slots_[b];
+        if (slot.bound != nullptr && slot.bound <= p && p < slot.bound + t_.buffers[b].nbytes) {
+          slot.patches.push_back({it, i, p - slot.bound});
+          break;
+        }
+      }  // none: a Python scalar in a tensor's place, which the node holds
     }
-  }
-
-  Slot* slot_of(c10::StorageImpl* impl) {
-    if (by_impl_.size() != slots_.size()) {
-      for (auto& s : slots_) {
-        by_impl_[s.storage.unsafeGetStorageImpl()] = &s;
-      }
-    }
-    auto it = by_impl_.find(impl);
-    return it == by_impl_.end() ? nullptr : it->second;
   }
 
   void check_fixed() const {
@@ -346,9 +379,8 @@ class Instance {
     for (const auto& met : t_.met) {
       const auto& v = t_.values[met.value];
       if (met.raw->sizes() != c10::IntArrayRef(v.sizes)) {
-        throw Moved(
-            "a captured tensor had sizes " + c10::str(c10::IntArrayRef(v.sizes)) + " and has " +
-            c10::str(met.raw->sizes()) + " now: capture again");
+        throw Moved("a captured tensor had sizes " + c10::str(c10::IntArrayRef(v.sizes)) + " and has " +
+                    c10::str(met.raw->sizes()) + " now: capture again");
       }
     }
   }
@@ -362,7 +394,7 @@ class Instance {
       const auto& v = t_.values[value];
       auto* impl = inputs[i]->unsafeGetTensorImpl();
       char* p = static_cast<char*>(impl->storage().unsafeGetStorageImpl()->mutable_data()) +
-          (impl->storage_offset() - v.offset) * static_cast<int64_t>(v.dtype.itemsize());
+                (impl->storage_offset() - v.offset) * static_cast<int64_t>(v.dtype.itemsize());
       auto& slot = slots_[v.buffer];
       if (slot.bound != p) {
         slot.bind(p);
@@ -405,13 +437,14 @@ class Instance {
       s.kernel->run();
     } else {
       stack_.assign(s.args.begin(), s.args.end());
+      for (int i : s.lists) {
+        stack_[i] = stack_[i].toList().copy();  // some kernels set items of the list they are given
+      }
       for (const auto& [ref, id] : s.boxed_in) {
         if (ref.item < 0) {
           stack_[ref.arg] = boxed_[id];
         } else {
-          auto list = stack_[ref.arg].toList().copy();
-          list.set(ref.item, boxed_[id]);
-          stack_[ref.arg] = list;
+          stack_[ref.arg].toList().set(ref.item, boxed_[id]);
         }
       }
       if (s.keys.empty()) {
@@ -441,13 +474,14 @@ class Instance {
       }
       const auto& v = t_.values[ref.value];
       const auto& r = result.toTensor();
-      if (r.sizes() != c10::IntArrayRef(v.sizes) || r.strides() != c10::IntArrayRef(v.strides) || r.dtype() != v.dtype ||
-          r.storage_offset() != v.offset || !is_plain(r)) {
+      if (r.sizes() != c10::IntArrayRef(v.sizes) || r.strides() != c10::IntArrayRef(v.strides) ||
+          r.dtype() != v.dtype || r.storage_offset() != v.offset || !is_plain(r)) {
         throw Diverged(s.node, c10::toString(t_.nodes[s.node].op.operator_name()) + " gave a tensor of sizes " +
-                                   c10::str(r.sizes()) + " where the capture saw " + c10::str(c10::IntArrayRef(v.sizes)));
+                                   c10::str(r.sizes()) + " where the capture saw " +
+                                   c10::str(c10::IntArrayRef(v.sizes)));
       }
       if (t_.buffers[v.buffer].kind == BufferKind::Fixed) {
-        held_value(ref.value).copy_(r); // a raw graph's output: its address is the caller's to rely on
+        held_value(ref.value).copy_(r);  // a raw graph's output: its address is the caller's to rely on
         continue;
       }
       adopted_[v.buffer] = r.storage();
@@ -462,7 +496,7 @@ class Instance {
   std::vector<at::Tensor> take_outputs(at::ArrayRef<const at::Tensor*> inputs) {
     std::vector<at::Tensor> results;
     results.reserve(plan_.outputs.size());
-    std::unordered_map<int, size_t> first_over; // output buffer -> result whose version counter its aliases share
+    std::unordered_map<int, size_t> first_over;  // output buffer -> result whose version counter its aliases share
     for (const auto& out : plan_.outputs) {
       if (out.same_as_input >= 0) {
         results.push_back(*inputs[out.same_as_input]);
@@ -477,12 +511,12 @@ class Instance {
       if (b.kind == BufferKind::Input) {
         const auto& base = *inputs[b.input];
         const auto& base_value = t_.values[t_.inputs[b.input]];
-        auto impl = c10::make_intrusive<c10::TensorImpl>(
-            c10::TensorImpl::VIEW, c10::Storage(base.storage()), view_keys(base, v), v.dtype);
+        auto impl = c10::make_intrusive<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()),
+                                                         view_keys(base, v), v.dtype);
         impl->set_sizes_and_strides(v.sizes, v.strides);
         const auto item = static_cast<int64_t>(v.dtype.itemsize());
-        impl->set_storage_offset(
-            v.offset + (base.storage_offset() - base_value.offset) * static_cast<int64_t>(base_value.dtype.itemsize()) / item);
+        impl->set_storage_offset(v.offset + (base.storage_offset() - base_value.offset) *
+                                                static_cast<int64_t>(base_value.dtype.itemsize()) / item);
         if (!base.is_inference()) {
           impl->set_version_counter(base.unsafeGetTensorImpl()->version_counter());
         }
@@ -524,10 +558,9 @@ class Instance {
   Tape& t_;
   bool poison_;
   std::vector<Slot> slots_;
-  std::unordered_map<c10::StorageImpl*, Slot*> by_impl_;
   std::vector<at::Tensor> values_;
   std::vector<c10::IValue> boxed_;
-  std::vector<c10::Storage> adopted_; // memory of this replay: what kernels made, and the outputs
+  std::vector<c10::Storage> adopted_;  // memory of this replay: what kernels made, and the outputs
   std::vector<const Slot*> fixed_;
   std::vector<Step> steps_;
   torch::jit::Stack stack_;
@@ -554,7 +587,7 @@ std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, 
         break;
       }
     }
-    if (mine == nullptr) { // re-entry, or another thread is inside: it gets an instance and an arena of its own
+    if (mine == nullptr) {  // re-entry, or another thread is inside: it gets an instance and an arena of its own
       RecordingOff off;
       at::AutoDispatchBelowADInplaceOrView below;
       all_.push_back(std::make_unique<Instance>(*plan_, poison_));
@@ -571,4 +604,4 @@ std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, 
   return mine->run(inputs, until);
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -13,9 +13,9 @@ namespace graphmode {
 
 // One tensor of the program's result.
 struct OutputRef {
-  int value = -1; // plain tensor, or
-  int boxed = -1; // a value that is no plain tensor
-  int same_as_input = -1; // the very input object
+  int value = -1;          // plain tensor, or
+  int boxed = -1;          // a value that is no plain tensor
+  int same_as_input = -1;  // the very input object
 };
 
 // Raised when a call at replay gave other sizes than at capture.
@@ -32,15 +32,15 @@ struct Moved : std::runtime_error {
 struct Plan {
   std::shared_ptr<Tape> tape;
   std::vector<OutputRef> outputs;
-  std::vector<int64_t> offsets; // per buffer, in the arena; -1 for others
+  std::vector<int64_t> offsets;  // per buffer, in the arena; -1 for others
   size_t arena_bytes = 0;
-  size_t output_bytes = 0; // fresh memory that each replay hands out
-  size_t fixed_bytes = 0; // memory held for constants
-  std::vector<int> mutated_inputs; // whose version counters a replay bumps
+  size_t output_bytes = 0;          // fresh memory that each replay hands out
+  size_t fixed_bytes = 0;           // memory held for constants
+  std::vector<int> mutated_inputs;  // whose version counters a replay bumps
   std::vector<bool> input_written;
   // Extent, in bytes relative to the input's first element, that the graph touches.
   std::vector<std::pair<int64_t, int64_t>> input_extent;
-  int held = 0, out = 0, boxed = 0; // steps by tier
+  int held = 0, out = 0, boxed = 0;  // steps by tier
 };
 
 // Fixes kinds, lifetimes and offsets. Throws c10::Error when the tape can't be a graph.
@@ -68,4 +68,4 @@ class Executable {
   std::vector<std::unique_ptr<Instance>> all_;
 };
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -75,7 +75,7 @@ std::unique_ptr<Kernel> make_relu(Args a, Outs o) {
   return std::make_unique<Held<at::native::structured_clamp_min_out, 1>>(with, o);
 }
 
-} // namespace
+}  // namespace
 
 void register_extra_held() {
   auto& t = held_ops();
@@ -86,4 +86,4 @@ void register_extra_held() {
   t["aten::relu_"] = {&make_relu, 1, 1};
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
             declarations.append(declaration)
             rows += lines
         text = (
-            "// Written by generate_held.py at build time. Do not edit.\n#include \"held.h\"\n"
+            '// Written by generate_held.py at build time. Do not edit.\n#include "held.h"\n'
             + "\n".join(heads)
             + "\nnamespace graphmode {\nnamespace {\n"
             + "".join(declarations)

@@ -38,7 +38,7 @@ using MakeKernel = std::unique_ptr<Kernel> (*)(Args, Outs);
 struct HeldOp {
   MakeKernel make;
   int outputs;
-  int inplace_self; // 1: the op writes its first argument
+  int inplace_self;  // 1: the op writes its first argument
 };
 
 // Overload name ("aten::add.Tensor") -> held kernel. Functional, in-place and out overloads each have an entry.
@@ -49,16 +49,16 @@ std::unordered_map<std::string, HeldOp>& held_ops();
 template <class T>
 struct Arg;
 
-#define GM_PLAIN_ARG(TYPE, LOAD)                   \
-  template <>                                      \
-  struct Arg<TYPE> {                               \
-    using Stored = std::decay_t<TYPE>;             \
-    static Stored load(const c10::IValue& v) {     \
-      return LOAD;                                 \
-    }                                              \
-    static const Stored& view(const Stored& s) {   \
-      return s;                                    \
-    }                                              \
+#define GM_PLAIN_ARG(TYPE, LOAD)                 \
+  template <>                                    \
+  struct Arg<TYPE> {                             \
+    using Stored = std::decay_t<TYPE>;           \
+    static Stored load(const c10::IValue& v) {   \
+      return LOAD;                               \
+    }                                            \
+    static const Stored& view(const Stored& s) { \
+      return s;                                  \
+    }                                            \
   };
 GM_PLAIN_ARG(const at::Tensor&, v.isNone() ? at::Tensor() : v.toTensor())
 GM_PLAIN_ARG(const at::Scalar&, v.toScalar())
@@ -189,14 +189,16 @@ class HeldBase : public S, public Kernel {
   const at::Tensor& maybe_get_output(int64_t i) override {
     return outs_[i];
   }
-  void set_output_strided(int64_t i, at::IntArrayRef sizes, at::IntArrayRef strides, at::TensorOptions options) override {
+  void set_output_strided(int64_t i, at::IntArrayRef sizes, at::IntArrayRef strides,
+                          at::TensorOptions options) override {
     check(i, sizes, options);
     if (!strides.empty() && outs_[i].strides() != strides && outs_[i].numel() > 1) {
       throw NotHoldable{"the kernel wants an output of other strides"};
     }
     forward(i, sizes, strides, options);
   }
-  void set_output_raw_strided(int64_t i, at::IntArrayRef sizes, at::IntArrayRef strides, at::TensorOptions options) override {
+  void set_output_raw_strided(int64_t i, at::IntArrayRef sizes, at::IntArrayRef strides,
+                              at::TensorOptions options) override {
     check(i, sizes, options);
     forward(i, sizes, strides, options);
   }
@@ -232,8 +234,7 @@ class Held final : public HeldBase<S> {
  public:
   using Base = HeldBase<S>;
   Held(Args args, Outs outs) : Base(args, outs) {
-    Base::Signature::apply(
-        this->args_, [this](auto&&... a) { this->meta(a...); }, typename Base::Indices{});
+    Base::Signature::apply(this->args_, [this](auto&&... a) { this->meta(a...); }, typename Base::Indices{});
   }
   void run() override {
     call(std::make_index_sequence<N>{});
@@ -250,7 +251,8 @@ class Held final : public HeldBase<S> {
   }
 };
 
-// For kernels whose meta() precomputes values that impl() takes in place of arguments: the generated subclass has run().
+// For kernels whose meta() precomputes values that impl() takes in place of arguments: the generated subclass has
+// run().
 template <class S>
 class HeldPrecomputed : public HeldBase<S> {
  public:
@@ -274,4 +276,4 @@ class HeldPrecomputed : public HeldBase<S> {
   }
 };
 
-} // namespace graphmode
+}  // namespace graphmode

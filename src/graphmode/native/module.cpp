@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "executable.h"
+#include "fast_call.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
@@ -27,13 +28,23 @@ class Capture {
   Capture() : tape_(std::make_shared<Tape>()) {}
 
   // One entry per argument of the program; nothing where it is no tensor.
-  void begin(const std::vector<std::optional<at::Tensor>>& arguments, std::function<std::string()> locate) {
+  // `constants`: the only other tensors the program may use; none given means any.
+  void begin(const std::vector<std::optional<at::Tensor>>& arguments, std::function<std::string()> locate,
+             const std::optional<std::vector<at::Tensor>>& constants) {
     TORCH_CHECK(recording() == nullptr, "a capture is already open on this thread");
     std::vector<at::Tensor> inputs;
     for (const auto& t : arguments) {
       inputs.push_back(t.value_or(at::Tensor()));
     }
     declare_inputs(*tape_, inputs);
+    if (constants) {
+      tape_->constants.emplace();
+      for (const auto& t : *constants) {
+        if (t.has_storage()) {
+          tape_->constants->insert(t.storage().unsafeGetStorageImpl());
+        }
+      }
+    }
     for (const auto& t : inputs) {
       impls_.push_back(t.unsafeGetTensorImpl());
     }
@@ -154,9 +165,8 @@ py::list node_rows(const Plan& plan) {
 }
 
 std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Tensor>& inputs, int until) {
-  TORCH_CHECK(
-      inputs.size() == graph.plan().tape->inputs.size(), "the graph takes ", graph.plan().tape->inputs.size(),
-      " inputs, got ", inputs.size());
+  TORCH_CHECK(inputs.size() == graph.plan().tape->inputs.size(), "the graph takes ", graph.plan().tape->inputs.size(),
+              " inputs, got ", inputs.size());
   std::vector<const at::Tensor*> pointers;
   for (const auto& t : inputs) {
     pointers.push_back(&t);
@@ -165,7 +175,7 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
   return graph.run(pointers, until);
 }
 
-} // namespace
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   register_held();
@@ -200,7 +210,7 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Capture>(m, "Capture")
       .def(py::init<>())
-      .def("begin", &Capture::begin, py::arg("inputs"), py::arg("locate"))
+      .def("begin", &Capture::begin, py::arg("inputs"), py::arg("locate"), py::arg("constants") = py::none())
       .def("end", &Capture::end)
       .def("outputs", &Capture::outputs)
       .def("fix_survivors", &Capture::fix_survivors)
@@ -210,13 +220,12 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("random_nodes", &Capture::random_nodes);
 
   py::class_<Executable, std::shared_ptr<Executable>>(m, "Executable")
-      .def(
-          py::init([](std::shared_ptr<Plan> plan, bool poison) {
-            RecordingOff off;
-            at::AutoDispatchBelowADInplaceOrView below;
-            return std::make_shared<Executable>(std::move(plan), poison);
-          }),
-          py::arg("plan"), py::arg("poison") = false)
+      .def(py::init([](std::shared_ptr<Plan> plan, bool poison) {
+             RecordingOff off;
+             at::AutoDispatchBelowADInplaceOrView below;
+             return std::make_shared<Executable>(std::move(plan), poison);
+           }),
+           py::arg("plan"), py::arg("poison") = false)
       .def("run", &run_checked, py::arg("inputs"), py::arg("until") = -1)
       .def_property_readonly("instances", &Executable::instances);
 
@@ -246,6 +255,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
   bind_runner(m);
+  bind_fast_call(m);
 }
 
-} // namespace graphmode
+}  // namespace graphmode

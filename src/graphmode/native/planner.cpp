@@ -16,7 +16,7 @@ int64_t aligned(int64_t bytes) {
 Placement place_in_order(const std::vector<Lifetime>& lifetimes, const std::vector<size_t>& order, bool best_fit) {
   Placement result;
   result.offsets.assign(lifetimes.size(), 0);
-  std::vector<size_t> placed; // by offset
+  std::vector<size_t> placed;  // by offset
   std::vector<size_t> alive;
   for (size_t i : order) {
     const auto& me = lifetimes[i];
@@ -41,27 +41,27 @@ Placement place_in_order(const std::vector<Lifetime>& lifetimes, const std::vect
     }
     result.offsets[i] = at < 0 ? cursor : at;
     result.total = std::max(result.total, result.offsets[i] + need);
-    placed.insert(
-        std::upper_bound(
-            placed.begin(), placed.end(), i,
-            [&](size_t a, size_t b) { return result.offsets[a] < result.offsets[b]; }),
-        i);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
+                                   [&](size_t a, size_t b) { return result.offsets[a] < result.offsets[b]; }),
+                  i);
   }
   return result;
 }
-} // namespace
+}  // namespace
 
 Placement place_by_size(const std::vector<Lifetime>& lifetimes) {
   std::vector<size_t> order(lifetimes.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
   return place_in_order(lifetimes, order, false);
 }
 
 Placement place_by_time(const std::vector<Lifetime>& lifetimes) {
   std::vector<size_t> order(lifetimes.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lifetimes[a].first < lifetimes[b].first; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return lifetimes[a].first < lifetimes[b].first; });
   return place_in_order(lifetimes, order, true);
 }
 
@@ -71,4 +71,4 @@ Placement place(const std::vector<Lifetime>& lifetimes) {
   return by_size.total <= by_time.total ? by_size : by_time;
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -8,11 +8,11 @@ namespace graphmode {
 
 struct Lifetime {
   int64_t bytes;
-  int first, last; // both ends in use
+  int first, last;  // both ends in use
 };
 
 struct Placement {
-  std::vector<int64_t> offsets; // 64-byte aligned, as the CPU allocator's addresses are
+  std::vector<int64_t> offsets;  // 64-byte aligned, as the CPU allocator's addresses are
   int64_t total = 0;
 };
 
@@ -23,4 +23,4 @@ Placement place_by_time(const std::vector<Lifetime>& lifetimes);
 // The smaller of both.
 Placement place(const std::vector<Lifetime>& lifetimes);
 
-} // namespace graphmode
+}  // namespace graphmode

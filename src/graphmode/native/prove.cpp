@@ -1,11 +1,14 @@
 #include "prove.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <cstring>
 #include <mutex>
 #include <sstream>
+#include <unordered_set>
 
 #include "held.h"
 #include "recorder.h"
@@ -15,6 +18,9 @@ namespace graphmode {
 namespace {
 
 using Values = std::vector<c10::IValue>;
+
+// Not-a-number in every floating dtype: a kernel that reads its output before writing it can't hide behind rounding.
+constexpr int kGarbage = 0xFF;
 
 std::string full_name(const c10::OperatorHandle& op) {
   const auto& n = op.operator_name();
@@ -76,22 +82,30 @@ class Copies {
     return at::Tensor(std::move(impl));
   }
 
-  // Other values, still valid ones: elements are moved round, and floating ones scaled.
+  // Other values, still valid ones: random floating numbers; integers keep their set and change places, since they may
+  // be indices. Only elements are touched: what lies between them may be anything.
   void change(const Values& copies) const {
-    std::unordered_map<c10::StorageImpl*, bool> done;
+    auto generator = at::detail::createCPUGenerator(20130);
+    std::unordered_set<c10::StorageImpl*> done;
     for (const auto& v : copies) {
       map_tensors(v, [&](const at::Tensor& t) {
         if (is_plain(t) && t.numel() > 0 && !t.unsafeGetTensorImpl()->is_wrapped_number() &&
-            !done[t.storage().unsafeGetStorageImpl()]) {
-          done[t.storage().unsafeGetStorageImpl()] = true;
-          const auto item = static_cast<int64_t>(t.itemsize());
-          auto flat = at::empty({0}, t.options().dtype(t.scalar_type()));
-          flat.set_(t.storage(), 0, {(static_cast<int64_t>(t.storage().nbytes()) - 64) / item}, {1});
-          auto moved = flat.roll(1);
-          if (t.is_floating_point() || t.is_complex()) {
-            moved.mul_(0.75);
+            done.insert(t.storage().unsafeGetStorageImpl()).second) {
+          auto elements = t;
+          for (int64_t d = 0; d < t.dim(); ++d) {
+            elements = t.stride(d) == 0 ? elements.narrow(d, 0, 1) : elements;
           }
-          flat.copy_(moved);
+          if (at::has_internal_overlap(elements) == at::MemOverlap::Yes) {
+            return t;
+          }
+          at::Tensor values;
+          if (t.is_floating_point() || t.is_complex()) {
+            values = at::empty(elements.sizes(), t.is_complex() ? at::kComplexFloat : at::kFloat);
+            (t.is_complex() ? at::view_as_real(values) : values).uniform_(-2.0, 2.0, generator);
+          } else {
+            values = elements.reshape({-1}).roll(1).view(elements.sizes());
+          }
+          elements.copy_(values);
         }
         return t;
       });
@@ -100,7 +114,7 @@ class Copies {
 
  private:
   struct Span {
-    int64_t lo, hi; // bytes
+    int64_t lo, hi;  // bytes
     c10::Storage storage;
     c10::Storage copy;
   };
@@ -131,9 +145,7 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (a.numel() == 0) {
     return true;
   }
-  auto physical = [](const at::Tensor& t) {
-    return t.is_non_overlapping_and_dense() ? t : t.contiguous();
-  };
+  auto physical = [](const at::Tensor& t) { return t.is_non_overlapping_and_dense() ? t : t.contiguous(); };
   auto x = physical(a), y = physical(b);
   return std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
@@ -154,7 +166,7 @@ std::vector<at::Tensor> scratch_like(const std::vector<at::Tensor>& results) {
   for (const auto& r : results) {
     auto t = at::empty_strided(r.sizes(), r.strides(), r.options());
     if (t.storage().nbytes() > 0) {
-      std::memset(t.mutable_data_ptr(), 0xA5, t.storage().nbytes());
+      std::memset(t.mutable_data_ptr(), kGarbage, t.storage().nbytes());
     }
     out.push_back(std::move(t));
   }
@@ -178,8 +190,7 @@ std::string describe(const c10::OperatorHandle& op, const Values& args) {
         s << t.dtype().name() << t.sizes() << t.strides() << plain_keys(t).raw_repr()
           << (t.unsafeGetTensorImpl()->is_wrapped_number() ? 'w' : ' ');
         if (t.has_storage()) {
-          auto [it, fresh] =
-              storages.emplace(t.storage().unsafeGetStorageImpl(), static_cast<int>(storages.size()));
+          auto [it, fresh] = storages.emplace(t.storage().unsafeGetStorageImpl(), static_cast<int>(storages.size()));
           s << '#' << it->second;
           if (!fresh) {
             s << '@' << t.storage_offset();
@@ -199,6 +210,12 @@ std::string describe(const c10::OperatorHandle& op, const Values& args) {
   return s.str();
 }
 
+std::vector<at::Tensor> together(const Values& args, const std::vector<at::Tensor>& outs) {
+  auto all = tensors_of(args);
+  all.insert(all.end(), outs.begin(), outs.end());
+  return all;
+}
+
 struct Verdict {
   Tier tier = Tier::Boxed;
   std::string held;
@@ -215,19 +232,26 @@ std::unordered_map<std::string, Verdict>& verdicts() {
   return table;
 }
 
-// Every operand of the iterator must be one of our tensors (then its address can follow), or a converted constant.
-const char* iterator_fits(at::TensorIteratorBase* it, const Values& args, const std::vector<at::Tensor>& outs) {
-  if (it == nullptr) {
-    return nullptr;
-  }
-  std::unordered_map<const void*, bool> ours;
-  for (const auto& t : tensors_of(args)) {
+// The storage among `tensors` that an address lies in. Operands are found by address: an iterator may have been built
+// on tensors that died with the kernel's meta function (glu's halves do).
+c10::StorageImpl* storage_at(const void* address, const std::vector<at::Tensor>& tensors) {
+  for (const auto& t : tensors) {
     if (t.has_storage()) {
-      ours[t.storage().unsafeGetStorageImpl()] = true;
+      const auto* lo = static_cast<const char*>(t.storage().data());
+      const auto* p = static_cast<const char*>(address);
+      if (lo != nullptr && lo <= p && p < lo + t.storage().nbytes()) {
+        return t.storage().unsafeGetStorageImpl();
+      }
     }
   }
-  for (const auto& t : outs) {
-    ours[t.storage().unsafeGetStorageImpl()] = true;
+  return nullptr;
+}
+
+// Every operand of the iterator must lie in one of our tensors (then its address can follow), or be a converted
+// constant.
+const char* iterator_fits(at::TensorIteratorBase* it, const std::vector<at::Tensor>& ours) {
+  if (it == nullptr || it->numel() == 0) {
+    return nullptr;
   }
   for (int i = 0; i < it->ntensors(); ++i) {
     const auto& operand = it->operand(i);
@@ -235,21 +259,11 @@ const char* iterator_fits(at::TensorIteratorBase* it, const Values& args, const 
       if (operand.is_output || !operand.original_tensor_base().unsafeGetTensorImpl()->is_wrapped_number()) {
         return "the iterator converted an argument when it was built";
       }
-    } else if (operand.tensor_base().defined() && !ours.count(operand.tensor_base().storage().unsafeGetStorageImpl())) {
+    } else if (storage_at(operand.data, ours) == nullptr) {
       return "the iterator holds a tensor made when it was built";
     }
   }
   return nullptr;
-}
-
-void move_iterator(at::TensorIteratorBase* it, const std::unordered_map<c10::StorageImpl*, std::ptrdiff_t>& moved) {
-  for (int i = 0; it != nullptr && i < it->ntensors(); ++i) {
-    const auto& operand = it->operand(i);
-    auto found = moved.find(operand.tensor_base().storage().unsafeGetStorageImpl());
-    if (found != moved.end()) {
-      it->unsafe_replace_operand(i, static_cast<char*>(operand.data) + found->second);
-    }
-  }
 }
 
 // Runs eager and the candidate on the given arguments and once more on changed ones.
@@ -267,7 +281,7 @@ class Trial {
     try {
       Values taken(args.begin(), args.end() - static_cast<std::ptrdiff_t>(drop));
       auto kernel = held.make(taken, outs);
-      if (const char* why = iterator_fits(kernel->iterator(), args, outs)) {
+      if (const char* why = iterator_fits(kernel->iterator(), together(args, outs))) {
         return why;
       }
       kernel->run();
@@ -345,6 +359,12 @@ class Trial {
   void rebind(Values& held, const Values& source, const std::vector<at::Tensor>& outs, at::TensorIteratorBase* it) {
     std::unordered_map<c10::StorageImpl*, std::ptrdiff_t> moved;
     auto from = tensors_of(held), to = tensors_of(source);
+    std::vector<c10::StorageImpl*> owners;  // of the iterator's operands, before anything moves
+    const auto ours = together(held, outs);
+    for (int i = 0; it != nullptr && it->numel() > 0 && i < it->ntensors(); ++i) {
+      const auto& operand = it->operand(i);
+      owners.push_back(operand.original_tensor_base().defined() ? nullptr : storage_at(operand.data, ours));
+    }
     for (size_t i = 0; i < from.size(); ++i) {
       if (!is_plain(from[i]) || from[i].numel() == 0 || from[i].unsafeGetTensorImpl()->is_wrapped_number()) {
         continue;
@@ -362,12 +382,19 @@ class Trial {
       auto* impl = o.storage().unsafeGetStorageImpl();
       if (!inplace_ && o.numel() > 0 && !moved.count(impl)) {
         auto fresh = at::empty({static_cast<int64_t>(impl->nbytes())}, at::kByte);
+        std::memset(fresh.mutable_data_ptr(), kGarbage, impl->nbytes());
         keep_.push_back(fresh.storage());
         moved.emplace(impl, static_cast<char*>(fresh.mutable_data_ptr()) - static_cast<char*>(impl->mutable_data()));
         old_.push_back(impl->set_data_ptr(at::DataPtr(fresh.mutable_data_ptr(), at::kCPU)));
       }
     }
-    move_iterator(it, moved);
+    for (size_t i = 0; i < owners.size(); ++i) {
+      auto found = moved.find(owners[i]);
+      if (found != moved.end()) {
+        const auto n = static_cast<int64_t>(i);
+        it->unsafe_replace_operand(n, static_cast<char*>(it->operand(static_cast<int>(i)).data) + found->second);
+      }
+    }
   }
 
   c10::OperatorHandle op_;
@@ -378,7 +405,7 @@ class Trial {
   std::vector<at::DataPtr> old_;
 };
 
-} // namespace
+}  // namespace
 
 std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op) {
   static const auto by_name = [] {
@@ -403,14 +430,13 @@ std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op) {
   const auto n = schema.arguments().size();
   for (const auto& candidate : it->second) {
     const auto& arguments = candidate.schema().arguments();
-    if (arguments.size() != n + schema.returns().size() ||
-        !candidate.hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
+    if (arguments.size() != n + schema.returns().size() || !candidate.hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
       continue;
     }
     bool same = true;
     for (size_t i = 0; i < arguments.size() && same; ++i) {
       same = i < n ? arguments[i].name() == schema.arguments()[i].name() &&
-                  *arguments[i].type() == *schema.arguments()[i].type() && !arguments[i].is_out()
+                         *arguments[i].type() == *schema.arguments()[i].type() && !arguments[i].is_out()
                    : arguments[i].is_out();
     }
     if (same) {
@@ -502,4 +528,4 @@ void forget_proofs() {
   verdicts().clear();
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -1,4 +1,5 @@
-// Which tier may run a node: a faster way is taken only after it gave eager's bits, sizes and strides on two sets of values.
+// Which tier may run a node: a faster way is taken only after it gave eager's bits, sizes and strides on two sets of
+// values.
 #pragma once
 
 #include "tape.h"
@@ -16,13 +17,14 @@ class Proof {
   std::string key_;
   bool known_ = false;
   bool candidate_ = false;
-  std::vector<c10::IValue> before_; // written arguments as they were; others alias the caller's
+  std::vector<c10::IValue> before_;  // written arguments as they were; others alias the caller's
 };
 
-// The out-overload whose arguments are those of a functional overload followed by outputs, if the CPU has a kernel for it.
+// The out-overload whose arguments are those of a functional overload followed by outputs, if the CPU has a kernel for
+// it.
 std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op);
 
 // Forgets what was proved (tests).
 void forget_proofs();
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -4,6 +4,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <unordered_set>
 
 #include "prove.h"
@@ -27,24 +28,23 @@ std::string full_name(const c10::OperatorHandle& op) {
 // Composites whose inside is only dispatched calls: record the inside, which can be planned, rather than the whole.
 bool transparent(const c10::OperatorHandle& op) {
   static const Names explicit_ones = {
-      "aten::clone",           "aten::_to_copy",        "aten::zeros",          "aten::ones",
-      "aten::full",            "aten::zeros_like",      "aten::ones_like",      "aten::full_like",
-      "aten::new_zeros",       "aten::new_ones",        "aten::new_full",       "aten::embedding",
-      "aten::add.Scalar",      "aten::sub.Scalar",      "aten::mul.Scalar",     "aten::div.Scalar",
-      "aten::repeat",          "aten::rsub.Scalar",     "aten::convolution",    "aten::_convolution",
+      "aten::clone",           "aten::_to_copy",  "aten::zeros",       "aten::ones",        "aten::full",
+      "aten::zeros_like",      "aten::ones_like", "aten::full_like",   "aten::new_zeros",   "aten::new_ones",
+      "aten::new_full",        "aten::embedding", "aten::add.Scalar",  "aten::sub.Scalar",  "aten::mul.Scalar",
+      "aten::div.Scalar",      "aten::repeat",    "aten::rsub.Scalar", "aten::convolution", "aten::_convolution",
       "aten::lift_fresh_copy",
   };
   if (explicit_ones.count(full_name(op))) {
     return true;
   }
   return op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
-      !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
+         !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
 }
 
 // Allocations: the plan gives the memory, nothing runs at replay.
 bool allocates(const std::string& name) {
   static const Names names = {
-      "aten::empty.memory_format", "aten::empty_like", "aten::empty_strided",
+      "aten::empty.memory_format", "aten::empty_like",        "aten::empty_strided",
       "aten::new_empty",           "aten::new_empty_strided",
   };
   return names.count(name) > 0;
@@ -53,15 +53,42 @@ bool allocates(const std::string& name) {
 // Calls that return no tensor yet read no data: their result follows from what the signature already holds.
 bool reads_metadata(const std::string& name) {
   static const Names names = {
-      "aten::size",          "aten::size.int",        "aten::sym_size",       "aten::sym_size.int",
-      "aten::stride",        "aten::stride.int",      "aten::sym_stride",     "aten::sym_stride.int",
-      "aten::sym_numel",     "aten::numel",           "aten::dim",            "aten::sym_storage_offset",
-      "aten::is_same_size",  "aten::is_set_to",       "aten::result_type.Tensor", "aten::can_cast",
-      "aten::is_contiguous", "aten::is_contiguous.memory_format", "aten::is_strides_like_format",
-      "aten::is_non_overlapping_and_dense", "aten::sym_is_contiguous", "aten::_is_zerotensor",
-      "aten::_has_compatible_shallow_copy_type", "aten::is_pinned", "aten::_version", "aten::output_nr",
-      "aten::_nested_tensor_size", "aten::dense_dim", "aten::sparse_dim", "aten::_dimI", "aten::_dimV",
-      "aten::is_coalesced",  "aten::qscheme", "aten::q_scale", "aten::q_zero_point", "aten::q_per_channel_axis",
+      "aten::size",
+      "aten::size.int",
+      "aten::sym_size",
+      "aten::sym_size.int",
+      "aten::stride",
+      "aten::stride.int",
+      "aten::sym_stride",
+      "aten::sym_stride.int",
+      "aten::sym_numel",
+      "aten::numel",
+      "aten::dim",
+      "aten::sym_storage_offset",
+      "aten::is_same_size",
+      "aten::is_set_to",
+      "aten::result_type.Tensor",
+      "aten::can_cast",
+      "aten::is_contiguous",
+      "aten::is_contiguous.memory_format",
+      "aten::is_strides_like_format",
+      "aten::is_non_overlapping_and_dense",
+      "aten::sym_is_contiguous",
+      "aten::_is_zerotensor",
+      "aten::_has_compatible_shallow_copy_type",
+      "aten::is_pinned",
+      "aten::_version",
+      "aten::output_nr",
+      "aten::_nested_tensor_size",
+      "aten::dense_dim",
+      "aten::sparse_dim",
+      "aten::_dimI",
+      "aten::_dimV",
+      "aten::is_coalesced",
+      "aten::qscheme",
+      "aten::q_scale",
+      "aten::q_zero_point",
+      "aten::q_per_channel_axis",
   };
   return names.count(name) > 0;
 }
@@ -69,9 +96,14 @@ bool reads_metadata(const std::string& name) {
 // Changes where or how large a tensor is: nothing to replay on our own memory, and no way to replay it on a caller's.
 bool changes_metadata(const c10::OperatorHandle& op, const std::string& name) {
   static const Names names = {
-      "aten::resize_", "aten::resize_as_", "aten::set_data",
-      "aten::set_", "aten::set_.source_Storage", "aten::set_.source_Storage_storage_offset",
-      "aten::set_.source_Tensor", "aten::set_.source_Tensor_storage_offset",
+      "aten::resize_",
+      "aten::resize_as_",
+      "aten::set_data",
+      "aten::set_",
+      "aten::set_.source_Storage",
+      "aten::set_.source_Storage_storage_offset",
+      "aten::set_.source_Tensor",
+      "aten::set_.source_Tensor_storage_offset",
   };
   return op.hasTag(at::Tag::inplace_view) || names.count(name) > 0;
 }
@@ -112,6 +144,10 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
   if (is_plain(t)) {
     ref.value = tape.value_of(t, index, result ? BufferKind::Temp : BufferKind::Fixed);
     auto* impl = t.unsafeGetTensorImpl();
+    const bool outside = !result && tape.buffers[tape.values[ref.value].buffer].kind == BufferKind::Fixed;
+    if (outside && tape.constants && tape.constants->count(t.storage().unsafeGetStorageImpl()) == 0) {
+      tape.refuse("a tensor that is neither an input nor a constant of the program: a replay could not follow it");
+    }
     if (!result && tape.buffers[tape.values[ref.value].buffer].kind == BufferKind::Fixed &&
         tape.met_index.emplace(impl, static_cast<int>(tape.met.size())).second) {
       tape.met.push_back(
@@ -134,6 +170,21 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
   to.push_back(ref);
 }
 
+// Memory that is read must have been written by a recorded call: else something wrote it that the recorder did not see.
+void check_reads(Tape& tape, const Node& node, const std::string& name) {
+  for (const auto& ref : node.in) {
+    if (ref.value < 0 || node.writes[ref.arg]) {
+      continue;
+    }
+    const auto& v = tape.values[ref.value];
+    const auto& b = tape.buffers[v.buffer];
+    const bool empty = std::find(v.sizes.begin(), v.sizes.end(), 0) != v.sizes.end();
+    if (b.kind == BufferKind::Temp && !b.written && !empty) {
+      tape.refuse(name + " reads memory that no recorded call has written");
+    }
+  }
+}
+
 void call_below(const c10::OperatorHandle& op, c10::DispatchKeySet below, torch::jit::Stack* stack) {
   c10::impl::ExcludeDispatchKeyGuard off(kKey);
   op.redispatchBoxed(below, stack);
@@ -144,7 +195,12 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
             at::ArrayRef<c10::IValue> results) {
   const int index = static_cast<int>(tape.nodes.size());
   const auto before = tape.buffers.size();
-  bool any_write = false, any_tensor = false, all_new = true;
+  bool any_write = false, all_new = true;
+  bool any_tensor = false;  // by type: a list of tensors may be empty
+  for (const auto& r : node.op.schema().returns()) {
+    any_tensor = any_tensor || r.type()->isSubtypeOf(*c10::OptionalType::ofTensor()) ||
+                 r.type()->isSubtypeOf(*c10::ListType::ofTensors());
+  }
   for (size_t i = 0; i < args.size(); ++i) {
     if (!node.writes[i]) {
       continue;
@@ -162,7 +218,7 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
             if (tape.buffers[b].kind != BufferKind::Temp) {
               tape.refuse(name + " changes the size of a tensor from outside the graph");
             }
-            ref.value = tape.value_of(t, index, BufferKind::Fixed); // an out= argument that the kernel resized
+            ref.value = tape.value_of(t, index, BufferKind::Fixed);  // an out= argument that the kernel resized
           }
           tape.buffers[b].written = true;
           node.written_buffers.push_back(b);
@@ -175,11 +231,10 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
       if (!t.defined()) {
         return;
       }
-      any_tensor = true;
       refer(tape, t, index, static_cast<int>(i), item, node.out, true);
       const auto& ref = node.out.back();
       all_new = all_new && ref.value >= 0 && tape.values[ref.value].buffer >= static_cast<int>(before) &&
-          tape.values[ref.value].offset == 0;
+                tape.values[ref.value].offset == 0;
     });
   }
   const bool made = tape.buffers.size() > before;
@@ -201,7 +256,7 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
     any_boxed = any_boxed || ref.boxed >= 0;
   }
   if (any_tensor && !any_write && !made && !any_boxed && name.rfind("aten::", 0) == 0) {
-    return false; // a view: a held tensor over the same memory, nothing to run
+    return false;  // a view: a held tensor over the same memory, nothing to run
   }
   // Distinct results must be distinct memory, or a planned buffer each would part them.
   std::unordered_set<int> distinct;
@@ -214,15 +269,15 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
   if (!any_write || made) {
     for (const auto& ref : node.out) {
       if (ref.value >= 0 && tape.values[ref.value].buffer >= static_cast<int>(before)) {
-        tape.buffers[tape.values[ref.value].buffer].adopted = true; // until a better tier is proved
+        tape.buffers[tape.values[ref.value].buffer].adopted = true;  // until a better tier is proved
       }
     }
   }
   return true;
 }
 
-// A constant made inside the program (torch.tensor(...)): what comes out is new memory at each call, so that a later write
-// to it never reaches the pristine value.
+// A constant made inside the program (torch.tensor(...)): what comes out is new memory at each call, so that a later
+// write to it never reaches the pristine value.
 void lift(Tape& tape, Node node, const at::Tensor& t, int index) {
   if (node.in.size() != 1 || node.in[0].value < 0) {
     return;
@@ -293,19 +348,12 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   for (size_t i = 0; i < args.size(); ++i) {
     for_each_tensor(args[i], [&](const at::Tensor& t, int item) {
       if (!t.defined() || t.unsafeGetTensorImpl()->is_wrapped_number()) {
-        return; // a Python scalar in a tensor's place is a constant, and must stay a wrapped number
+        return;  // a Python scalar in a tensor's place is a constant, and must stay a wrapped number
       }
       if (!t.device().is_cpu()) {
         tape->refuse(name + " takes a tensor on " + t.device().str() + ": a CPU graph takes CPU tensors");
       }
       refer(*tape, t, index, static_cast<int>(i), item, node.in, false);
-      const auto& ref = node.in.back();
-      if (ref.value >= 0 && !node.writes[i] && !lifts && t.numel() > 0) {
-        const auto& b = tape->buffers[tape->values[ref.value].buffer];
-        if (b.kind == BufferKind::Temp && !b.written) {
-          tape->refuse(name + " reads memory that no recorded call has written");
-        }
-      }
     });
   }
   if (changes_metadata(op, name)) {
@@ -321,7 +369,7 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   auto proof = Proof::begin(op, args, node);
   call_below(op, below, stack);
   if (tape != current.get()) {
-    return; // the call ended the capture
+    return;  // the call ended the capture
   }
   if (lifts) {
     lift(*tape, std::move(node), stack->back().toTensor(), index);
@@ -332,6 +380,7 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   if (!finish(*tape, node, name, args, results)) {
     return;
   }
+  check_reads(*tape, node, name);
   {
     RecordingOff off;
     proof.end(results, node);
@@ -352,7 +401,7 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
 TORCH_LIBRARY_IMPL(_, Fake, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&record>());
 }
-} // namespace
+}  // namespace
 
 Tape* recording() {
   return current.get();
@@ -392,4 +441,4 @@ RecordingOff::~RecordingOff() {
   c10::impl::tls_set_dispatch_key_included(kKey, was_);
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -27,4 +27,4 @@ class RecordingOff {
   bool was_;
 };
 
-} // namespace graphmode
+}  // namespace graphmode

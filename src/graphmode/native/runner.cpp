@@ -35,15 +35,15 @@ namespace {
 struct ArgCheck {
   enum Kind : uint8_t { Tensor, Int, Other } kind = Other;
   // Tensor
-  PyTypeObject* type = nullptr; // borrowed: a type seen in a live call
+  PyTypeObject* type = nullptr;  // borrowed: a type seen in a live call
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
   std::vector<int64_t> sizes, strides;
-  int64_t storage_offset = -1; // compared only where the graph looks outside the tensor's own extent
+  int64_t storage_offset = -1;  // compared only where the graph looks outside the tensor's own extent
   bool written = false;
-  int alias_of = -1; // earlier argument on the same memory
+  int alias_of = -1;  // earlier argument on the same memory
   std::ptrdiff_t alias_distance = 0;
-  int64_t lo = 0, hi = 0; // bytes touched, from the first element
+  int64_t lo = 0, hi = 0;  // bytes touched, from the first element
   // Int
   long integer = 0;
 };
@@ -53,22 +53,21 @@ struct Entry {
   uint64_t mode = 0;
   std::vector<ArgCheck> args;
   std::shared_ptr<Executable> graph;
-  std::vector<std::pair<int, THPObjectPtr>> outputs; // index into the replay's results, or -1 and a constant
-  std::vector<const char*> last; // addresses at the last overlap check
+  std::vector<std::pair<int, THPObjectPtr>> outputs;  // index into the replay's results, or -1 and a constant
+  std::vector<const char*> last;                      // addresses at the last overlap check
   bool checked = false;
   bool any_written = false;
   uint64_t replays = 0, used = 0;
 };
 
 struct State {
-  std::vector<std::unique_ptr<Entry>> entries; // most recently used first
+  std::vector<std::unique_ptr<Entry>> entries;  // most recently used first
   uint64_t clock = 0, replays = 0;
   int64_t next_id = 1;
 };
 
 struct RunnerObject {
-  PyObject_HEAD
-  vectorcallfunc vectorcall;
+  PyObject_HEAD vectorcallfunc vectorcall;
   State* state;
   PyObject* miss;
   PyObject* dict;
@@ -82,7 +81,7 @@ bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
 const char* address(const at::Tensor& t) {
   auto* impl = t.unsafeGetTensorImpl();
   return static_cast<const char*>(impl->unsafe_storage().unsafeGetStorageImpl()->data()) +
-      impl->storage_offset() * static_cast<int64_t>(impl->itemsize());
+         impl->storage_offset() * static_cast<int64_t>(impl->itemsize());
 }
 
 bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
@@ -299,7 +298,7 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
           last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
         }
         if (a.lo < 0 || a.hi > (last + 1) * item) {
-          a.storage_offset = v.offset; // looks outside its own extent: as_strided, or an alias beside it
+          a.storage_offset = v.offset;  // looks outside its own extent: as_strided, or an alias beside it
         }
       }
     }
@@ -310,7 +309,7 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
   return a;
 }
 
-} // namespace
+}  // namespace
 
 void bind_runner(pybind11::module_& m) {
   runner_type.tp_name = "graphmode._C.Runner";
@@ -350,7 +349,7 @@ void bind_runner(pybind11::module_& m) {
           if (a.alias_of >= 0) {
             const auto i = static_cast<size_t>(&a - e->args.data());
             a.alias_distance = address(THPVariable_Unpack(args[i].ptr())) -
-                address(THPVariable_Unpack(args[static_cast<size_t>(a.alias_of)].ptr()));
+                               address(THPVariable_Unpack(args[static_cast<size_t>(a.alias_of)].ptr()));
           }
         }
         e->last.assign(e->args.size(), nullptr);
@@ -373,14 +372,17 @@ void bind_runner(pybind11::module_& m) {
     }
     return false;
   });
-  m.def("runner_entries", [](const pybind11::object& runner) {
-    std::vector<std::tuple<int64_t, uint64_t, uint64_t>> rows;
-    for (auto& e : state_of(runner).entries) {
-      rows.emplace_back(e->id, e->replays, e->used);
-    }
-    return rows;
-  }, "(id, replays, time of last use) of each graph, most recently used first.");
+  m.def(
+      "runner_entries",
+      [](const pybind11::object& runner) {
+        std::vector<std::tuple<int64_t, uint64_t, uint64_t>> rows;
+        for (auto& e : state_of(runner).entries) {
+          rows.emplace_back(e->id, e->replays, e->used);
+        }
+        return rows;
+      },
+      "(id, replays, time of last use) of each graph, most recently used first.");
   m.def("runner_replays", [](const pybind11::object& runner) { return state_of(runner).replays; });
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -12,4 +12,4 @@ uint64_t mode_bits();
 
 void bind_runner(pybind11::module_& m);
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -7,7 +7,7 @@ namespace graphmode {
 c10::DispatchKeySet plain_keys(const at::Tensor& t) {
   auto keys = t.unsafeGetTensorImpl()->key_set();
   return keys - c10::autograd_dispatch_keyset - c10::autocast_dispatch_keyset -
-      c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView);
+         c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView);
 }
 
 bool is_plain(const at::Tensor& t) {
@@ -83,12 +83,7 @@ int Tape::buffer_of(const at::Tensor& t, int node, BufferKind kind_if_new) {
 
 int Tape::value_of(const at::Tensor& t, int node, BufferKind kind_if_new) {
   Value v{
-      buffer_of(t, node, kind_if_new),
-      t.storage_offset(),
-      t.sizes().vec(),
-      t.strides().vec(),
-      t.dtype(),
-      plain_keys(t),
+      buffer_of(t, node, kind_if_new), t.storage_offset(), t.sizes().vec(), t.strides().vec(), t.dtype(), plain_keys(t),
   };
   // Recently made values are the ones used next; a linear look back over a few is enough to keep the list short.
   int from = std::max<int>(0, static_cast<int>(values.size()) - 16);
@@ -104,12 +99,9 @@ int Tape::value_of(const at::Tensor& t, int node, BufferKind kind_if_new) {
 const std::vector<int>& undeclared_writes(const c10::OperatorName& name) {
   static const std::unordered_map<std::string, std::vector<int>> table = {
       // running_mean, running_var, when training
-      {"aten::native_batch_norm", {3, 4}},
-      {"aten::batch_norm", {3, 4}},
-      {"aten::_batch_norm_impl_index", {3, 4}},
-      {"aten::cudnn_batch_norm", {3, 4}},
-      {"aten::miopen_batch_norm", {3, 4}},
-      {"aten::native_batch_norm.out", {3, 4}},
+      {"aten::native_batch_norm", {3, 4}},      {"aten::batch_norm", {3, 4}},
+      {"aten::_batch_norm_impl_index", {3, 4}}, {"aten::cudnn_batch_norm", {3, 4}},
+      {"aten::miopen_batch_norm", {3, 4}},      {"aten::native_batch_norm.out", {3, 4}},
   };
   static const std::vector<int> none;
   auto key = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
@@ -117,4 +109,4 @@ const std::vector<int>& undeclared_writes(const c10::OperatorName& name) {
   return it == table.end() ? none : it->second;
 }
 
-} // namespace graphmode
+}  // namespace graphmode

@@ -7,57 +7,58 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace graphmode {
 
 enum class BufferKind : uint8_t {
-  Temp, // lives in the arena, or is adopted from the kernel that made it
-  Input, // re-bound to the caller's memory at each replay
-  Output, // fresh memory at each replay, handed to the caller
-  Fixed, // memory that existed before the capture and stays where it is: held, and checked at each replay
+  Temp,    // lives in the arena, or is adopted from the kernel that made it
+  Input,   // re-bound to the caller's memory at each replay
+  Output,  // fresh memory at each replay, handed to the caller
+  Fixed,   // memory that existed before the capture and stays where it is: held, and checked at each replay
 };
 
 struct Buffer {
   BufferKind kind = BufferKind::Temp;
   size_t nbytes = 0;
-  int input = -1; // index of the input that owns the memory, for Input
-  int first = -1, last = -1; // nodes between which the memory is in use
-  bool written = false; // by a recorded node
-  bool adopted = false; // made by a kernel without an out-variant: memory comes with each call
-  int made_by = -1; // the node that allocated it
-  c10::Storage fixed; // for Fixed: keeps the memory alive
-  c10::weak_intrusive_ptr<c10::StorageImpl> seen; // identity while recording; keeps no memory
-  explicit Buffer(c10::StorageImpl* s)
-      : seen(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(s)) {}
+  int input = -1;             // index of the input that owns the memory, for Input
+  int first = -1, last = -1;  // nodes between which the memory is in use
+  bool written = false;       // by a recorded node
+  bool adopted = false;       // made by a kernel without an out-variant: memory comes with each call
+  int made_by = -1;           // the node that allocated it
+  c10::Storage fixed;         // for Fixed: keeps the memory alive
+  c10::weak_intrusive_ptr<c10::StorageImpl> seen;  // identity while recording; keeps no memory
+  explicit Buffer(c10::StorageImpl* s) : seen(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(s)) {}
 };
 
 // A plain strided CPU tensor over a buffer.
 struct Value {
   int buffer;
-  int64_t offset; // elements
+  int64_t offset;  // elements
   std::vector<int64_t> sizes, strides;
   caffe2::TypeMeta dtype;
   c10::DispatchKeySet keys;
   bool operator==(const Value& o) const {
     return buffer == o.buffer && offset == o.offset && sizes == o.sizes && strides == o.strides && dtype == o.dtype &&
-        keys == o.keys;
+           keys == o.keys;
   }
 };
 
 // Where in a node's arguments (or results) a tensor stands.
 struct TensorRef {
   int arg;
-  int item; // index in a list argument, -1 for a plain one
-  int value = -1; // index into Tape::values, or
-  int boxed = -1; // index of a value that is no plain tensor (sparse, quantised, ...), kept as an IValue
+  int item;        // index in a list argument, -1 for a plain one
+  int value = -1;  // index into Tape::values, or
+  int boxed = -1;  // index of a value that is no plain tensor (sparse, quantised, ...), kept as an IValue
 };
 
 enum class NodeKind : uint8_t {
-  Call, // executed at each replay
-  Lift, // a tensor constant made inside: replayed as a copy of the pristine one
+  Call,  // executed at each replay
+  Lift,  // a tensor constant made inside: replayed as a copy of the pristine one
 };
 
 enum class Tier : uint8_t { Held, Out, Boxed };
@@ -65,49 +66,51 @@ enum class Tier : uint8_t { Held, Out, Boxed };
 struct Node {
   c10::OperatorHandle op;
   NodeKind kind = NodeKind::Call;
-  std::vector<c10::IValue> args; // tensors taken out: see `in`
+  std::vector<c10::IValue> args;  // tensors taken out: see `in`
   std::vector<TensorRef> in, out;
-  std::vector<bool> writes; // per argument, as the schema (and our corrections) say
+  std::vector<bool> writes;  // per argument, as the schema (and our corrections) say
   std::vector<int> written_buffers;
-  bool functional = false; // results are new memory: a planned buffer can take them
+  bool functional = false;  // results are new memory: a planned buffer can take them
   bool random = false;
   Tier tier = Tier::Boxed;
-  std::optional<c10::OperatorHandle> out_op; // for Tier::Out
-  std::string held; // for Tier::Held: name in the table
-  std::string note; // why not a better tier
-  int line = -1; // index into Tape::lines
+  std::optional<c10::OperatorHandle> out_op;  // for Tier::Out
+  std::string held;                           // for Tier::Held: name in the table
+  std::string note;                           // why not a better tier
+  int line = -1;                              // index into Tape::lines
 };
 
 // A tensor from outside the graph as it was first met: a replay checks that it still has its size.
 struct Met {
   c10::weak_intrusive_ptr<c10::TensorImpl> impl;
-  c10::TensorImpl* raw; // readable as long as `impl` is held, alive or not
+  c10::TensorImpl* raw;  // readable as long as `impl` is held, alive or not
   int value;
 };
 
 struct Tape {
+  // Constants of the program; any other tensor from outside is refused. Empty: a raw graph, which takes what it meets.
+  std::optional<std::unordered_set<c10::StorageImpl*>> constants;
   std::vector<Met> met;
   std::unordered_map<c10::TensorImpl*, int> met_index;
   std::vector<Buffer> buffers;
   std::vector<Value> values;
   std::vector<Node> nodes;
-  int boxed = 0; // number of boxed values
-  std::vector<int> inputs; // per declared input: its value, or -1 where it is no plain tensor
-  std::function<std::string()> locate; // the user's source line of the running call
-  std::vector<std::string> lines; // user's source lines
-  std::string refusal; // first reason why this can't be a graph
+  int boxed = 0;                        // number of boxed values
+  std::vector<int> inputs;              // per declared input: its value, or -1 where it is no plain tensor
+  std::function<std::string()> locate;  // the user's source line of the running call
+  std::vector<std::string> lines;       // user's source lines
+  std::string refusal;                  // first reason why this can't be a graph
   std::string refusal_line;
   int random_nodes = 0;
 
   std::unordered_map<c10::StorageImpl*, int> by_storage;
   std::unordered_map<c10::TensorImpl*, int> boxed_by_impl;
   std::unordered_map<std::string, int> line_index;
-  std::vector<at::Tensor> keep; // boxed values seen while recording, kept so that identity holds
+  std::vector<at::Tensor> keep;  // boxed values seen while recording, kept so that identity holds
 
   int buffer_of(const at::Tensor& t, int node, BufferKind kind_if_new);
   int value_of(const at::Tensor& t, int node, BufferKind kind_if_new);
   void refuse(std::string why);
-  int line(); // index of the user's current source line, -1 when unknown
+  int line();  // index of the user's current source line, -1 when unknown
 };
 
 // True for a tensor that is memory, sizes and strides on the CPU and nothing else.
@@ -119,4 +122,4 @@ c10::DispatchKeySet plain_keys(const at::Tensor& t);
 // Schemas lie now and then; one table of corrections. Argument indices that the op writes although it does not say so.
 const std::vector<int>& undeclared_writes(const c10::OperatorName& name);
 
-} // namespace graphmode
+}  // namespace graphmode

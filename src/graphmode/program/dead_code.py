@@ -17,4 +17,3 @@ def remove_dead_code(gm: fx.GraphModule) -> int:
         elif node.op == "get_attr" and not node.users:
             gm.graph.erase_node(node)
     return removed
-

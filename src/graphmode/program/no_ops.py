@@ -18,6 +18,7 @@ def _same_tensor(a: Any, b: Any) -> bool:
         return False
     if a.layout != torch.strided or b.layout != torch.strided:
         return False
+
     # Symbolic sizes are compared as expressions: no guard may be added here.
     def text(t: torch.Tensor) -> tuple[str, ...]:
         return (*map(str, t.shape), "|", *map(str, t.stride()), "|", str(t.storage_offset()))

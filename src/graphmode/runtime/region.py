@@ -5,12 +5,13 @@ The hot path is native (`_C.Runner`); this is where it lands when no graph fits.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,18 @@ class _Located(fx.Interpreter):
         return line_of(self.node) if self.node is not None else ""
 
 
+@contextlib.contextmanager
+def _uncached_autocast() -> Iterator[None]:
+    # A weight that autocast converted earlier and cached would be a constant to the graph: stale after an update.
+    torch.clear_autocast_cache()
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 class Owner(Protocol):
     """What a region belongs to."""
 
@@ -64,6 +77,8 @@ class Region:
         self.graphs: dict[int, DeviceGraph] = {}
         self.refused: dict[Hashable, tuple[str, str | None]] = {}
         self.on_death: weakref.finalize[..., Region] | None = None
+        self._constants = [v for v in vars(gm).values() if isinstance(v, torch.Tensor)]
+        self._constants += [*gm.parameters(), *gm.buffers()]
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._lock = threading.RLock()
         self._device = device_named("cpu")
@@ -73,8 +88,8 @@ class Region:
     # --- calls --------------------------------------------------------------------------------------------------
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Runs the program as it is, without autograd and autocast: the lowered program has their effects."""
-        with torch.no_grad(), torch.amp.autocast("cpu", enabled=False):
+        """Runs the program as it is, in the caller's autocast mode."""
+        with torch.no_grad():
             return self._flat(self.gm(*args))
 
     def _flat(self, results: Any) -> tuple[Any, ...]:
@@ -124,9 +139,11 @@ class Region:
         start = time.perf_counter()
         graph = self._device.graph()
         located = _Located(self.gm)
-        graph.capture_begin([a if isinstance(a, torch.Tensor) else None for a in args], located.line)
+        graph.capture_begin(
+            [a if isinstance(a, torch.Tensor) else None for a in args], located.line, self._constants
+        )
         try:
-            with torch.no_grad(), torch.amp.autocast("cpu", enabled=False):
+            with torch.no_grad(), _uncached_autocast():
                 results = self._flat(located.run(*args, enable_io_processing=False))
         except BaseException:
             graph.reset()
@@ -144,7 +161,9 @@ class Region:
         self.counters.capture_seconds += time.perf_counter() - start
         return results
 
-    def _keep(self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]) -> None:
+    def _keep(
+        self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]
+    ) -> None:
         need = graph.bytes()
         cap = self.options.max_bytes
         if cap and max(need.arena, self._device.pool_bytes()) + need.fixed > cap:
@@ -192,6 +211,3 @@ class Region:
         total.graphs = len(self.graphs)
         total.replays = _C.runner_replays(self.run)
         return total
-
-
-

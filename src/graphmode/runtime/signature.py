@@ -40,7 +40,9 @@ def not_capturable(args: Sequence[Any]) -> str | None:
         if isinstance(arg, torch.Tensor):
             if not _C.is_plain(arg):
                 layout = str(arg.layout).removeprefix("torch.")
-                return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
+                return (
+                    f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
+                )
         elif type(arg) is not int:
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return None

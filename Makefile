@@ -1,0 +1,69 @@
+# Two commands that always work on a fresh clone: `make demo` and `make test`. `make help` lists the rest.
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+NATIVE := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h src/graphmode/native/*.py) setup.py
+WORKERS := 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install native demo test lint types unit contract parity-third models parity sweep bench docs docs-serve wheel format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP) native  ## .venv with torch and the rest, and the native part
+
+$(STAMP): requirements.txt requirements-data.txt pyproject.toml
+	@sh tools/check_machine.sh
+	@test -x $(PY) || $${PYTHON:-python3} -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check "torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)"
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-data.txt
+	GRAPHMODE_PYTHON_ONLY=1 $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+native: build/.native
+
+build/.native: $(NATIVE) $(STAMP)
+	@echo "building the native part (three minutes the first time, seconds afterwards)"
+	@mkdir -p build
+	@MAX_JOBS=$(WORKERS) $(PY) setup.py -q build_ext --inplace > build/native.log 2>&1 || { grep -E "error|Error" build/native.log | head -20; echo "the native part did not build: build/native.log"; exit 1; }
+	@touch $@
+
+demo: install  ## embed sentences and generate text in eager, Inductor and graphmode, side by side
+	$(PY) examples/demo.py
+
+test: install lint types  ## what CI runs
+	$(PY) -m pytest -n $(WORKERS) tests
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror src/graphmode/native/*.cpp src/graphmode/native/*.h
+
+types: install
+	$(VENV)/bin/mypy
+
+format: install  ## format everything
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/clang-format -i src/graphmode/native/*.cpp src/graphmode/native/*.h
+
+parity: install  ## all of op_db against eager; SHARD=i/n for a part
+	$(PY) -m tests.parity --jobs $(WORKERS) $(if $(SHARD),--shard $(SHARD))
+
+sweep: install  ## 130 architectures, unmodified, against eager; writes docs/models.md
+	$(PY) tests/models/sweep.py --backend graphmode --out docs/models.md
+
+bench: install  ## overhead and models against eager and Inductor
+	$(PY) benchmarks/overhead.py
+	$(PY) benchmarks/models.py --suite public --peers eager,inductor,graphmode --json build/models.json
+
+docs: install  ## the documentation site, strict, without network
+	$(VENV)/bin/mkdocs build --strict -q
+
+wheel: install  ## source and binary wheel in dist/
+	$(PY) -m build --no-isolation --outdir dist
+
+clean:  ## everything that was built
+	rm -rf build dist site src/graphmode/*.so *.egg-info src/*.egg-info
