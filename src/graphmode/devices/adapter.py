@@ -60,6 +60,10 @@ class DeviceGraph(abc.ABC):
             CaptureError: when the work can't be a graph.
         """
 
+    def refusal(self) -> bool:
+        """Whether the capture under way met something that can't be captured."""
+        return False
+
     @abc.abstractmethod
     def bytes(self) -> GraphBytes:
         """Memory the graph needs, after capture_end."""

@@ -50,6 +50,9 @@ class CpuGraph(DeviceGraph):
             raise CaptureError(reason + (f" ({line})" if line else ""), reason, line)
         self._plan = plan
 
+    def refusal(self) -> bool:
+        return self._capture is not None and bool(self._capture.refusal[0])
+
     def abandon(self) -> None:
         """Ends a capture whose work raised."""
         if self._capture is not None:

@@ -316,6 +316,75 @@ void forget_tensors(Node& node) {
   }
 }
 
+// Records the calls inside a composite; or the composite as one call, when its result holds memory that none of them wrote:
+// then it called a kernel directly, which no dispatcher sees.
+void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySet below, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const auto count = static_cast<std::ptrdiff_t>(schema.arguments().size());
+  const std::vector<c10::IValue> args(stack->end() - count, stack->end());
+  const auto first = tape.nodes.size();
+  op.redispatchBoxed(below, stack);
+  if (!tape.refusal.empty() || &tape != current.get()) {
+    return;
+  }
+  const at::ArrayRef<c10::IValue> results(stack->data() + (stack->size() - schema.returns().size()),
+                                          schema.returns().size());
+  bool unseen = false;
+  for (const auto& r : results) {
+    for_each_tensor(r, [&](const at::Tensor& t, int) {
+      if (!is_plain(t) || t.numel() == 0) {
+        return;
+      }
+      auto it = tape.by_storage.find(t.storage().unsafeGetStorageImpl());
+      unseen = unseen || (it == tape.by_storage.end() ? true
+                                                      : tape.buffers[it->second].kind == BufferKind::Temp &&
+                                                            !tape.buffers[it->second].written);
+    });
+  }
+  const auto name = full_name(op);
+  if (!unseen || name.find("empty") != std::string::npos) {
+    return;
+  }
+  Node node{op};
+  node.args = args;
+  node.random = op.hasTag(at::Tag::nondeterministic_seeded);
+  find_writes(op, node);
+  tape.nodes.resize(first, node);
+  const int index = static_cast<int>(first);
+  for (size_t i = 0; i < args.size(); ++i) {
+    for_each_tensor(args[i], [&](const at::Tensor& t, int item) {
+      if (t.defined() && !t.unsafeGetTensorImpl()->is_wrapped_number()) {
+        refer(tape, t, index, static_cast<int>(i), item, node.in, false);
+      }
+    });
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    for_each_tensor(results[i], [&](const at::Tensor& t, int item) {
+      if (!t.defined()) {
+        return;
+      }
+      refer(tape, t, index, static_cast<int>(i), item, node.out, true);
+      if (node.out.back().value >= 0) {
+        auto& b = tape.buffers[tape.values[node.out.back().value].buffer];
+        if (b.kind == BufferKind::Temp && !b.written) {
+          b.written = b.adopted = true;
+          b.made_by = b.first = index;
+        }
+      }
+    });
+  }
+  for (const auto& ref : node.in) {
+    if (node.writes[ref.arg] && ref.value >= 0) {
+      node.written_buffers.push_back(tape.values[ref.value].buffer);
+    }
+  }
+  node.note = "computes inside a composite";
+  forget_tensors(node);
+  tape.random_nodes += node.random ? 1 : 0;
+  node.line = tape.line();
+  tape.nodes.push_back(std::move(node));
+}
+
 void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   const auto below = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kKey);
   Tape* tape = current.get();
@@ -324,7 +393,7 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
     return;
   }
   if (transparent(op)) {
-    op.redispatchBoxed(below, stack);
+    record_inside(*tape, op, below, stack);
     return;
   }
   if (!tape->refusal.empty()) {

@@ -9,6 +9,8 @@ import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.passes.split_module import split_module
 
+from graphmode.program.effects import PURE_PYTHON
+
 
 def _values(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
@@ -56,6 +58,11 @@ def find_breaks(gm: fx.GraphModule) -> dict[fx.Node, str]:
     return found
 
 
+def _computes(stretch: Any) -> bool:
+    calls = (n for n in stretch.graph.nodes if n.op in ("call_function", "call_method", "call_module"))
+    return any(n.target not in PURE_PYTHON for n in calls)
+
+
 def split(gm: fx.GraphModule, breaks: dict[fx.Node, str]) -> tuple[fx.GraphModule, list[str]]:
     """A module that calls one submodule per stretch; returns it and the names of those that can be graphs.
 
@@ -78,4 +85,5 @@ def split(gm: fx.GraphModule, breaks: dict[fx.Node, str]) -> tuple[fx.GraphModul
             after_break = False
         part[node] = number
     parent = split_module(gm, gm, lambda n: part[n], keep_original_order=True)  # type: ignore[arg-type]
-    return parent, [f"submod_{i}" for i in sorted(captured) if hasattr(parent, f"submod_{i}")]
+    names = [f"submod_{i}" for i in sorted(captured) if hasattr(parent, f"submod_{i}")]
+    return parent, [n for n in names if _computes(parent.get_submodule(n))]

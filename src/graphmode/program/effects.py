@@ -17,7 +17,7 @@ UNDECLARED_WRITES = {
     "aten::batch_norm": (3, 4),
     "aten::_batch_norm_impl_index": (3, 4),
 }
-_PURE_FUNCTIONS = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
+PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
                    operator.truediv, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
                    operator.ge, operator.and_, operator.or_, operator.not_, torch.sym_max, torch.sym_min,
                    torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
@@ -42,7 +42,7 @@ def is_random(target: Any) -> bool:
 def has_effect(node: fx.Node) -> bool:
     """Whether a call must run even when nobody uses its result."""
     target = node.target
-    if target in _PURE_FUNCTIONS:
+    if target in PURE_PYTHON:
         return False
     if not isinstance(target, torch._ops.OpOverload):
         return True

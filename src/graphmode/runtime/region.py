@@ -5,85 +5,62 @@ The hot path is native (`_C.Runner`); this is where it lands when no graph fits.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 import torch.fx as fx
 
 from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, device_named
+from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
+from graphmode.program.breaks import find_breaks, split
 from graphmode.program.lines import line_of
+from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.signature import not_capturable, signature_of
 
 _numbers = itertools.count()
 _SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older ones start again
 
-
-class _Located(fx.Interpreter):
-    """Runs the program node by node, so that a captured call knows the user's line."""
-
-    def __init__(self, gm: fx.GraphModule) -> None:
-        super().__init__(gm)
-        self.node: fx.Node | None = None
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.node = n
-        return super().run_node(n)
-
-    def line(self) -> str:
-        return line_of(self.node) if self.node is not None else ""
-
-
-@contextlib.contextmanager
-def _uncached_autocast() -> Iterator[None]:
-    # A weight that autocast converted earlier and cached would be a constant to the graph: stale after an update.
-    torch.clear_autocast_cache()
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
-
-
-class Owner(Protocol):
-    """What a region belongs to."""
-
-    def with_gradients(self, args: Sequence[Any]) -> Any:
-        """Runs the whole call under autograd."""
+WithGradients = Callable[[Sequence[Any]], Any]
 
 
 class Region:
-    """Runs one straight-line program: live, captured or replayed."""
+    """Runs one program: live, captured, replayed, or in parts around calls that must run live."""
 
-    def __init__(self, gm: fx.GraphModule, options: Options, owner: Owner) -> None:
+    def __init__(self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients) -> None:
         self.number = next(_numbers)
         self.gm = gm
-        self.owner = owner
-        (output,) = gm.graph.find_nodes(op="output")
-        self.single_result = not isinstance(output.args[0], (tuple, list))
         self.options = options
         self.counters = Counters()
         self.graphs: dict[int, DeviceGraph] = {}
         self.refused: dict[Hashable, tuple[str, str | None]] = {}
         self.on_death: weakref.finalize[..., Region] | None = None
+        (output,) = gm.graph.find_nodes(op="output")
+        self.single_result = not isinstance(output.args[0], (tuple, list))
+        self.breaks: list[tuple[str, str, str]] = []  # (op, reason, the user's line)
+        self.parts: fx.GraphModule | None = None
+        self.stretches: list[Region] = []
+        self._with_gradients = with_gradients
         self._constants = [v for v in vars(gm).values() if isinstance(v, torch.Tensor)]
         self._constants += [*gm.parameters(), *gm.buffers()]
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._table: dict[Hashable, DeviceGraph] = {}  # graphs of devices without a native runner
         self._lock = threading.RLock()
-        self._device = device_named("cpu")
+        self._device = device_named("cpu" if options.device == "auto" else options.device)
         self.run = _C.Runner(self._miss)
         ledger.enter(self)
+        found = find_breaks(gm)
+        if found and options.mode != "eager":
+            self._split(found)
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -108,9 +85,13 @@ class Region:
 
     def _miss(self, *args: Any) -> tuple[Any, ...]:
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            return self.owner.with_gradients(args)
-        if self.options.mode == "eager" or _C.is_capturing():
+            self.fall_back("an input needs gradients: the call runs under autograd, outside graphs")
+            self.counters.live_calls += 1
+            return tuple(self._with_gradients(args))
+        if self.options.mode == "eager" or self._device.is_capturing():
             return self.live(args)  # inside another capture the calls are recorded there
+        if self.parts is not None:
+            return self._in_parts(args)
         reason = not_capturable(args)
         if reason is not None:
             return self._live_because(reason, None, args)
@@ -119,10 +100,13 @@ class Region:
             if key in self.refused:
                 known, line = self.refused[key]
                 return self._live_because(known, line, args)
+            ready = self._table.get(key)
             count = self._seen.pop(key, 0) + 1
             self._seen[key] = count
             while len(self._seen) > _SIGNATURES_REMEMBERED:
                 self._seen.popitem(last=False)
+        if ready is not None:
+            return self._replay(ready, args)
         if count <= self.options.capture_after:
             self.counters.warmups += 1
             return self.live(args)
@@ -133,17 +117,40 @@ class Region:
         self.counters.live_calls += 1
         return self.live(args)
 
+    def _in_parts(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        assert self.parts is not None
+        for op, reason, line in self.breaks:
+            self.fall_back(reason, op, line)
+            self.counters.breaks += 1
+        with torch.no_grad():
+            return self._flat(self.parts(*args))
+
+    def _replay(self, graph: DeviceGraph, args: Sequence[Any]) -> tuple[Any, ...]:
+        self.counters.replays += 1
+        return tuple(graph.replay([a for a in args if isinstance(a, torch.Tensor)]))
+
+    # --- breaks -------------------------------------------------------------------------------------------------
+
+    def _split(self, breaks: dict[fx.Node, str]) -> None:
+        """Runs these calls live from now on, and makes graphs of what lies between."""
+        self.breaks = [(_name(n.target), reason, line_of(n)) for n, reason in breaks.items()]
+        parent, names = split(self.gm, breaks)
+        for name in names:
+            stretch = Region(parent.get_submodule(name), self.options, self._with_gradients)
+            self.stretches.append(stretch)
+            setattr(parent, name, _Stretch(stretch))
+        self.parts = parent
+
     # --- capture ------------------------------------------------------------------------------------------------
 
     def _capture(self, key: Hashable, args: tuple[Any, ...]) -> tuple[Any, ...]:
         start = time.perf_counter()
         graph = self._device.graph()
-        located = _Located(self.gm)
-        graph.capture_begin(
-            [a if isinstance(a, torch.Tensor) else None for a in args], located.line, self._constants
-        )
+        located = Located(self.gm, graph.refusal)
+        inputs = [a if isinstance(a, torch.Tensor) else None for a in args]
+        graph.capture_begin(inputs, located.line, self._constants)
         try:
-            with torch.no_grad(), _uncached_autocast():
+            with torch.no_grad(), uncached_autocast():
                 results = self._flat(located.run(*args, enable_io_processing=False))
         except BaseException:
             graph.reset()
@@ -154,43 +161,47 @@ class Region:
         except CaptureError as error:
             # The captured calls ran: their results are this call's. Only later calls are affected.
             graph.reset()
-            with self._lock:
-                self.refused[key] = (error.reason, error.line)
-            self.counters.live_calls += 1
-            self.fall_back(error.reason, None, error.line)
+            self._refuse(key, error, located)
         self.counters.capture_seconds += time.perf_counter() - start
         return results
 
-    def _keep(
-        self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]
-    ) -> None:
+    def _refuse(self, key: Hashable, error: CaptureError, located: Located) -> None:
+        with self._lock:
+            if located.culprit is not None and self.parts is None:
+                self._split({located.culprit: error.reason})
+            else:
+                self.refused[key] = (error.reason, error.line)
+        self.counters.live_calls += 1
+        self.fall_back(error.reason, None, error.line)
+
+    def _keep(self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]) -> None:
         need = graph.bytes()
         cap = self.options.max_bytes
         if cap and max(need.arena, self._device.pool_bytes()) + need.fixed > cap:
             raise CaptureError(
-                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}: raise it, or leave this size live"
+                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}: "
+                "raise it, or leave this size live"
             )
         graph.instantiate(poison=self.options.poison)
-        outputs: list[tuple[int, Any]] = []
-        tensors = 0
-        for r in results:
-            if isinstance(r, torch.Tensor):
-                outputs.append((tensors, None))
-                tensors += 1
-            else:
-                outputs.append((-1, r))
         with self._lock:
-            number = _C.runner_add(self.run, args, graph.executable, outputs)  # type: ignore[attr-defined]
-            self.graphs[number] = graph
+            if isinstance(graph, CpuGraph):
+                self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
+            else:
+                self.graphs[next(_numbers)] = self._table[key] = graph
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
 
     def _evict(self) -> None:
-        entries = _C.runner_entries(self.run)
-        for number, _, _ in entries[self.options.max_graphs :]:
+        for number, _, _ in _C.runner_entries(self.run)[self.options.max_graphs :]:
             _C.runner_drop(self.run, number)
             del self.graphs[number]
+            self.counters.evictions += 1
+        while len(self._table) > self.options.max_graphs:
+            oldest = next(iter(self._table))
+            gone = self._table.pop(oldest)
+            self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
+            gone.reset()
             self.counters.evictions += 1
 
     def clear(self) -> None:
@@ -199,6 +210,7 @@ class Region:
             for number in list(self.graphs):
                 _C.runner_drop(self.run, number)
             self.graphs.clear()
+            self._table.clear()
             self.refused.clear()
             self._seen.clear()
 
@@ -209,5 +221,27 @@ class Region:
         total = Counters()
         total.add(self.counters)
         total.graphs = len(self.graphs)
-        total.replays = _C.runner_replays(self.run)
+        total.replays += _C.runner_replays(self.run)
         return total
+
+
+class _Stretch(torch.nn.Module):
+    """A region in a submodule's place, between two breaks."""
+
+    def __init__(self, region: Region) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, *args: Any) -> Any:
+        results = self.region.run(*args)
+        return results[0] if self.region.single_result else results
+
+
+def _name(target: Any) -> str:
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def _outputs(results: Sequence[Any]) -> list[tuple[int, Any]]:
+    """Per result: its index among the tensors, or -1 and a constant."""
+    tensors = itertools.count()
+    return [(next(tensors), None) if isinstance(r, torch.Tensor) else (-1, r) for r in results]

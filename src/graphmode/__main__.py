@@ -1,0 +1,5 @@
+"""`python -m graphmode`."""
+
+from graphmode.cli import main
+
+main()

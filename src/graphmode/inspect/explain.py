@@ -1,0 +1,197 @@
+"""`explain`: runs a model and says what was captured, what was not and why, and what it costs; a table, and as data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch._dynamo.utils import counters as dynamo_counters
+
+from graphmode.inspect.counters import Fallback, ledger
+from graphmode.inspect.report import Report, report
+from graphmode.options import Options, resolve
+from graphmode.runtime.region import Region
+
+_REPLAYS = 5
+
+# What to do about a break, by what its reason says.
+_CURES = (
+    ("reads a value from a tensor", "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`"),
+    ("size depends on data", "nothing to change; where it is hot, use a fixed size with a mask"),
+    ("needs gradients", "call under torch.inference_mode() or torch.no_grad() if you need no gradients"),
+    ("higher-order op", "nothing to change: its calls run live"),
+    ("no plain strided CPU tensor", "nothing to change; sparse, quantised and subclass inputs run live"),
+    ("changes the size", "return a new tensor in the place of resizing an input"),
+)
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """One compiled region: one of Dynamo's graphs, or a stretch of one between two breaks."""
+
+    calls: int  # calls to the device that a replay makes
+    held: int  # by a kernel bound once
+    out: int  # by an out-variant
+    boxed: int  # by a boxed call
+    shapes: int
+    arena: int
+    outputs: int
+    fixed: int
+    capture_seconds: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found."""
+
+    graphs: int
+    regions: list[RegionRow]
+    breaks: list[Fallback]  # what ran live, with reason, op and line
+    dynamo_breaks: list[tuple[str, int]]  # where Dynamo split the model, and how often
+    weight_bytes: int
+    first_call_seconds: float
+    capture_call_seconds: float
+    replay_seconds: float  # median
+    eager_seconds: float  # median
+    replayed_share: float  # of the calls after capture, the share of regions that were replayed
+    report: Report
+
+    def __str__(self) -> str:
+        console = Console(width=110)
+        with console.capture() as text:
+            console.print(self._summary())
+            console.print(self._regions())
+            if self.breaks or self.dynamo_breaks:
+                console.print(self._breaks())
+        return text.get()
+
+    def _summary(self) -> Table:
+        table = Table(title="graph mode", show_header=False)
+        table.add_row("graphs", str(self.graphs))
+        table.add_row("share of the step that is replayed", f"{self.replayed_share:.0%}")
+        table.add_row("first call (trace, lower, warm up)", f"{self.first_call_seconds:.2f} s")
+        table.add_row("call that captured", f"{self.capture_call_seconds * 1e3:.1f} ms")
+        table.add_row("a replayed call, an eager call", f"{self.replay_seconds * 1e3:.3f} ms, {self.eager_seconds * 1e3:.3f} ms")
+        table.add_row("weights (re-bound, not copied)", f"{self.weight_bytes:,} bytes")
+        table.add_row("arena, shared by all graphs", f"{self.report.bytes.arena:,} bytes")
+        return table
+
+    def _regions(self) -> Table:
+        table = Table(title="regions")
+        for head in ("calls in a replay", "held", "out", "boxed", "shapes", "arena", "outputs", "constants", "capture"):
+            table.add_column(head, justify="right")
+        for r in self.regions:
+            table.add_row(*map(str, (r.calls, r.held, r.out, r.boxed, r.shapes)), f"{r.arena:,}", f"{r.outputs:,}",
+                          f"{r.fixed:,}", f"{r.capture_seconds * 1e3:.1f} ms")  # fmt: skip
+        return table
+
+    def _breaks(self) -> Table:
+        table = Table(title="what ran outside graphs")
+        for head in ("calls", "why", "your line", "what to change"):
+            table.add_column(head, overflow="fold")
+        for f in self.breaks:
+            table.add_row(str(f.count), f.reason, f.line or "", cure(f.reason))
+        for reason, count in self.dynamo_breaks:
+            table.add_row(str(count), f"Dynamo split the model: {reason}", "", "")
+        return table
+
+
+def cure(reason: str) -> str:
+    """What to change for a kind of break, if anything."""
+    return next((text for mark, text in _CURES if mark in reason), "")
+
+
+def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = None, **kwargs: Any) -> Explanation:
+    """Runs a model in graph mode on the inputs, several times, and says what happened.
+
+    The model runs about ten times: state that it keeps advances.
+
+    Args:
+        model: a module or function that `torch.compile` takes.
+        *inputs, **kwargs: its arguments.
+        options: graphmode's options; those in force by default.
+    """
+    resolved = resolve(options)
+    before = set(ledger.regions())
+    dynamo_before = dict(dynamo_counters["graph_break"])
+    torch._dynamo.reset()
+    with _no_gradients():
+        eager = _seconds(lambda: model(*inputs, **kwargs))
+        compiled = torch.compile(model, backend="graphmode", options=vars(resolved))
+        times = []
+        for _ in range(resolved.capture_after + 1 + _REPLAYS):
+            start = time.perf_counter()
+            compiled(*inputs, **kwargs)
+            times.append(time.perf_counter() - start)
+    mine = [r for r in ledger.regions() if r not in before]
+    counts = [r.count() for r in mine]
+    fallbacks: dict[tuple[str, str | None, str | None], Fallback] = {}
+    for c in counts:
+        for key, f in c.fallbacks.items():
+            fallbacks.setdefault(key, Fallback(f.reason, f.op, f.line)).count += f.count
+    calls = [r for r in mine if not r.stretches or r.breaks]
+    live = sum(c.live_calls + c.breaks for c in counts)
+    replays = sum(c.replays for c in counts)
+    new_breaks = [(k, n - dynamo_before.get(k, 0)) for k, n in dynamo_counters["graph_break"].items()]
+    return Explanation(
+        graphs=sum(c.graphs for c in counts),
+        regions=[row for r in calls if (row := _row(r)) is not None],
+        breaks=sorted(fallbacks.values(), key=lambda f: -f.count),
+        dynamo_breaks=[(_first_line(k), n) for k, n in new_breaks if n > 0],
+        weight_bytes=_weights(model),
+        first_call_seconds=times[0],
+        capture_call_seconds=times[resolved.capture_after],
+        replay_seconds=sorted(times[-_REPLAYS:])[_REPLAYS // 2],
+        eager_seconds=eager,
+        replayed_share=replays / (replays + live) if replays + live else 0.0,
+        report=report(),
+    )
+
+
+def _row(region: Region) -> RegionRow | None:
+    plans = [g.plan for g in region.graphs.values() if hasattr(g, "plan")]
+    if not plans:
+        return None
+    largest = max(plans, key=lambda p: p.arena_bytes)
+    return RegionRow(
+        calls=largest.held + largest.out + largest.boxed,
+        held=largest.held,
+        out=largest.out,
+        boxed=largest.boxed,
+        shapes=len(plans),
+        arena=largest.arena_bytes,
+        outputs=largest.output_bytes,
+        fixed=largest.fixed_bytes,
+        capture_seconds=region.counters.capture_seconds,
+    )
+
+
+def _weights(model: Callable[..., Any]) -> int:
+    if not isinstance(model, torch.nn.Module):
+        return 0
+    return sum(t.nbytes for t in {id(t): t for t in [*model.parameters(), *model.buffers()]}.values())
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    times = []
+    for _ in range(_REPLAYS):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+@contextmanager
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), text)

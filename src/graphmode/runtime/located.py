@@ -1,0 +1,45 @@
+"""Runs a program node by node while it is captured, so that each call, and the first refusal, has the user's line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from graphmode.program.lines import line_of
+
+
+class Located(fx.Interpreter):
+    """Knows the node that runs now, and the one whose calls the device refused first."""
+
+    def __init__(self, gm: fx.GraphModule, refused: Callable[[], bool]) -> None:
+        super().__init__(gm)
+        self.node: fx.Node | None = None
+        self.culprit: fx.Node | None = None
+        self._refused = refused
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.node = n
+        result = super().run_node(n)
+        if self.culprit is None and n.op == "call_function" and self._refused():
+            self.culprit = n
+        return result
+
+    def line(self) -> str:
+        """The user's line of the running node."""
+        return line_of(self.node) if self.node is not None else ""
+
+
+@contextlib.contextmanager
+def uncached_autocast() -> Iterator[None]:
+    """Turns autocast's cache off: a weight converted earlier would be a constant to the graph, stale after an update."""
+    torch.clear_autocast_cache()
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
