@@ -85,12 +85,25 @@ class Capture {
 
   // Raw graphs: whatever the program still holds keeps its address.
   void fix_survivors() {
+    refuse_boxed_survivors();
     for (auto& b : tape_->buffers) {
       if (b.kind == BufferKind::Temp) {
         if (auto alive = b.seen.lock()) {
+          if (!b.written && b.nbytes > 0) {
+            tape_->refuse("a tensor that is still held was written by something the recorder did not see");
+          }
           b.kind = BufferKind::Fixed;
           b.fixed = c10::Storage(std::move(alive));
         }
+      }
+    }
+  }
+
+  // A raw graph writes its results where they are, which only plain memory allows.
+  void refuse_boxed_survivors() {
+    for (const auto& t : tape_->keep) {
+      if (tape_->boxed_by_impl.count(t.unsafeGetTensorImpl()) > 0 && t.use_count() > 1) {
+        tape_->refuse("a result is no plain strided tensor: a raw graph can't write it in place");
       }
     }
   }

@@ -150,7 +150,7 @@ class Region:
         inputs = [a if isinstance(a, torch.Tensor) else None for a in args]
         graph.capture_begin(inputs, located.line, self._constants)
         try:
-            with torch.no_grad(), uncached_autocast():
+            with torch.no_grad(), uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
                 results = self._flat(located.run(*args, enable_io_processing=False))
         except BaseException:
             graph.reset()
