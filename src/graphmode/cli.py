@@ -34,8 +34,8 @@ def version() -> None:
 def explain(target: str, inputs: str | None) -> None:
     """Runs a model and says what was captured and what was not.
 
-    TARGET is `module:name` or `file.py:name`, a model or a function that makes one. The same module's `inputs()` gives the
-    arguments: a tensor, a tuple of positional ones, or a dict of keyword ones.
+    TARGET is `module:name` or `file.py:name`, a model or a function that makes one. The same module's
+    `inputs()` gives the arguments: a tensor, a tuple of positional ones, or a dict of keyword ones.
     """
     module = _module(target)
     name = target.partition(":")[2]

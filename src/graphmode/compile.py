@@ -1,7 +1,7 @@
-"""`compile`: the model with our own flat check in the place of Dynamo's guards, for when those cost more than the replay.
+"""`compile`: our own flat check in the place of Dynamo's guards, for when those cost more than the replay.
 
-Dynamo traces the model once; what its guards read is compared natively, and the runner is called directly. Whatever can't
-be checked that way goes on through Dynamo, with the reason in `report()`.
+Dynamo traces the model once; what its guards read is compared natively, and the runner is called directly.
+Whatever can't be checked that way goes on through Dynamo, with the reason in `report()`.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class Learner:
             return model(*args, **kwargs)
 
         # A code object of its own: Dynamo keeps its caches, and counts recompilations, by code object.
-        name = (
-            type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "call")
-        )
+        name = type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", "call")
         self._traced = FunctionType(
             call.__code__.replace(co_name=f"graphmode_{name}"), call.__globals__, None, None, call.__closure__
         )
@@ -169,8 +167,7 @@ def _changes_python_state(effects: SideEffects) -> bool:
     # Objects made in the trace are the trace's own; only what existed before matters to the caller.
     existing = (AttributeMutationExisting, ValueMutationExisting)
     return bool(effects.tensor_hooks or effects.save_for_backward) or any(
-        isinstance(v.mutation_type, existing) and effects.is_modified(v)
-        for v in effects.id_to_variable.values()
+        isinstance(v.mutation_type, existing) and effects.is_modified(v) for v in effects.id_to_variable.values()
     )
 
 
@@ -203,9 +200,7 @@ def compile(
     fast.model = model  # type: ignore[attr-defined]
     fast.learner = learner  # type: ignore[attr-defined]
     if example_inputs is not None:
-        given: Sequence[Any] = (
-            [example_inputs] if isinstance(example_inputs, torch.Tensor) else example_inputs
-        )
+        given: Sequence[Any] = [example_inputs] if isinstance(example_inputs, torch.Tensor) else example_inputs
         if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
             raise TypeError("example_inputs takes a tensor, or a list or tuple of positional arguments")
         state = torch.get_rng_state()

@@ -71,7 +71,7 @@ class Graph:
             raise StateError("a capture is already open on this thread: end it before you begin another")
         self._generator = (torch.default_generator.initial_seed(), torch.get_rng_state())
         self._refuse = RefuseUnseen()
-        self._refuse.__enter__()
+        self._refuse.__enter__()  # type: ignore[no-untyped-call]
         self._graph.capture_begin([], line_running, None)
         self._state = "capturing"
 
@@ -98,7 +98,7 @@ class Graph:
 
     def _leave(self) -> None:
         if self._refuse is not None:
-            self._refuse.__exit__(None, None, None)
+            self._refuse.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._refuse = None
 
     def _check_generator(self) -> None:
@@ -115,9 +115,7 @@ class Graph:
     def instantiate(self) -> None:
         """Resolves every address, once."""
         if self._state != "captured":
-            raise StateError(
-                "nothing was captured: use `with graph:` or capture_begin() and capture_end() first"
-            )
+            raise StateError("nothing was captured: use `with graph:` or capture_begin() and capture_end() first")
         self._graph.instantiate(poison=resolve().poison)
         self._ready = True
 

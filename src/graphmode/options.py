@@ -12,6 +12,7 @@ import os
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from graphmode.errors import OptionError
@@ -43,9 +44,7 @@ class Options:
     dynamic_limit: int = _option(
         8, "recompilations by Dynamo of one function after which it is reported as running outside graphs"
     )
-    poison: bool = _option(
-        False, "fill arena and outputs with garbage before each replay: finds skipped work, slow"
-    )
+    poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")
     verify: bool = _option(
         False, "replay each new graph once on scratch copies and compare with eager: doubles capture time"
     )
@@ -97,7 +96,9 @@ def _from_environment() -> dict[str, Any]:
     return found
 
 
-_scoped: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("graphmode_options", default={})
+_scoped: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
+    "graphmode_options", default=MappingProxyType({})
+)
 
 
 def check_names(given: Mapping[str, Any]) -> None:

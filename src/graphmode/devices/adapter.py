@@ -18,9 +18,7 @@ class Capabilities:
     """What the runner may rely on."""
 
     capture_executes: bool  # the captured calls ran: their results are the results of that call
-    rebind_inputs: (
-        bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
-    )
+    rebind_inputs: bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
     fresh_outputs: bool  # each replay hands out memory of its own
     native_runner: bool  # graphs can be called through the native runner
     max_graphs: int | None = None  # how many the device holds

@@ -40,9 +40,7 @@ class Counters:
     lower_seconds: float = 0.0
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
 
-    def fall_back(
-        self, reason: str, op: str | None = None, line: str | None = None, count: int = 1
-    ) -> Fallback:
+    def fall_back(self, reason: str, op: str | None = None, line: str | None = None, count: int = 1) -> Fallback:
         """Counts a fall-back; equal ones are counted together."""
         entry = self.fallbacks.setdefault((reason, op, line), Fallback(reason, op, line))
         entry.count += count

@@ -22,7 +22,10 @@ _REPLAYS = 5
 
 # What to do about a break, by what its reason says.
 _CURES = (
-    ("reads a value from a tensor", "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`"),
+    (
+        "reads a value from a tensor",
+        "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`",
+    ),
     ("size depends on data", "nothing to change; where it is hot, use a fixed size with a mask"),
     ("needs gradients", "call under torch.inference_mode() or torch.no_grad() if you need no gradients"),
     ("higher-order op", "nothing to change: its calls run live"),
@@ -77,7 +80,9 @@ class Explanation:
         table.add_row("share of the step that is replayed", f"{self.replayed_share:.0%}")
         table.add_row("first call (trace, lower, warm up)", f"{self.first_call_seconds:.2f} s")
         table.add_row("call that captured", f"{self.capture_call_seconds * 1e3:.1f} ms")
-        table.add_row("a replayed call, an eager call", f"{self.replay_seconds * 1e3:.3f} ms, {self.eager_seconds * 1e3:.3f} ms")
+        table.add_row(
+            "a replayed call, an eager call", f"{self.replay_seconds * 1e3:.3f} ms, {self.eager_seconds * 1e3:.3f} ms"
+        )
         table.add_row("weights (re-bound, not copied)", f"{self.weight_bytes:,} bytes")
         table.add_row("arena, shared by all graphs", f"{self.report.bytes.arena:,} bytes")
         return table

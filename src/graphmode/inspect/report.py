@@ -98,9 +98,7 @@ def report() -> Report:
     """What ran in this process since its start or the last `reset()`."""
     regions = list(ledger.regions())
     graphs = [g.bytes() for r in regions for g in r.graphs.values()]
-    held = Bytes(
-        arena=_C.arena_bytes(), fixed=sum(g.fixed for g in graphs), outputs=sum(g.outputs for g in graphs)
-    )
+    held = Bytes(arena=_C.arena_bytes(), fixed=sum(g.fixed for g in graphs), outputs=sum(g.outputs for g in graphs))
     return summarise([ledger.gone, *(r.count() for r in regions)], held)
 
 

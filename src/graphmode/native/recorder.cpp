@@ -108,6 +108,20 @@ bool changes_metadata(const c10::OperatorHandle& op, const std::string& name) {
   return op.hasTag(at::Tag::inplace_view) || names.count(name) > 0;
 }
 
+// Indexing has an output of fixed size, but for a mask, whose set elements count.
+bool sizes_follow(const std::string& name, const std::vector<c10::IValue>& args) {
+  if (name != "aten::index.Tensor" && name != "aten::index.Tensor_out") {
+    return false;
+  }
+  for (const auto& item : args[1].toListRef()) {
+    if (item.isTensor() && item.toTensor().defined() &&
+        (item.toTensor().scalar_type() == at::kBool || item.toTensor().scalar_type() == at::kByte)) {
+      return false;
+    }
+  }
+  return true;
+}
+
 template <class F>
 void for_each_tensor(const c10::IValue& v, F&& f) {
   if (v.isTensor()) {
@@ -316,8 +330,8 @@ void forget_tensors(Node& node) {
   }
 }
 
-// Records the calls inside a composite; or the composite as one call, when its result holds memory that none of them wrote:
-// then it called a kernel directly, which no dispatcher sees.
+// Records the calls inside a composite; or the composite as one call, when its result holds memory that none of them
+// wrote: then it called a kernel directly, which no dispatcher sees.
 void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySet below, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto count = static_cast<std::ptrdiff_t>(schema.arguments().size());
@@ -336,9 +350,9 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
         return;
       }
       auto it = tape.by_storage.find(t.storage().unsafeGetStorageImpl());
-      unseen = unseen || (it == tape.by_storage.end() ? true
-                                                      : tape.buffers[it->second].kind == BufferKind::Temp &&
-                                                            !tape.buffers[it->second].written);
+      unseen = unseen || (it == tape.by_storage.end()
+                              ? true
+                              : tape.buffers[it->second].kind == BufferKind::Temp && !tape.buffers[it->second].written);
     });
   }
   const auto name = full_name(op);
@@ -409,9 +423,11 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   find_writes(op, node);
   const std::vector<c10::IValue> args = node.args;
 
-  if (op.hasTag(at::Tag::dynamic_output_shape) || op.hasTag(at::Tag::data_dependent_output)) {
-    tape->refuse(name + (op.hasTag(at::Tag::data_dependent_output) ? " reads a value from a tensor on the host"
-                                                                   : " has an output whose size depends on data"));
+  if (op.hasTag(at::Tag::data_dependent_output)) {
+    tape->refuse(name + " reads a value from a tensor on the host");
+  }
+  if (op.hasTag(at::Tag::dynamic_output_shape) && !sizes_follow(name, args)) {
+    tape->refuse(name + " has an output whose size depends on data");
   }
   const bool lifts = name == "aten::lift_fresh" || name == "aten::lift";
   for (size_t i = 0; i < args.size(); ++i) {

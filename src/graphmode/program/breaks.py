@@ -1,4 +1,4 @@
-"""Which calls must run live between graphs, and why. Splits a program at them."""
+"""Which calls must run live between graphs, and why."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.fx.passes.split_module import split_module
 
-from graphmode.program.effects import PURE_PYTHON
+from graphmode.program.effects import op_name
 
 
 def _values(value: Any) -> list[Any]:
@@ -20,18 +19,19 @@ def break_reason(node: fx.Node) -> str | None:
     """Why a call can't be part of a graph; None when it can."""
     target = node.target
     if isinstance(target, torch._ops.HigherOrderOperator):
-        return f"higher-order op {target.name()} runs live"
+        return f"higher-order op {op_name(target)} runs live"
     if not isinstance(target, torch._ops.OpOverload):
         return None
     if torch.Tag.data_dependent_output in target.tags or target is torch.ops.aten._local_scalar_dense.default:
-        return f"{target.name()} reads a value from a tensor on the host"
-    if torch.Tag.dynamic_output_shape in target.tags:
-        return f"{target.name()} has an output whose size depends on data"
+        return f"{op_name(target)} reads a value from a tensor on the host"
+    known = isinstance(node.meta.get("val"), torch.Tensor) and not free_unbacked_symbols(node.meta["val"])
+    if torch.Tag.dynamic_output_shape in target.tags and not known:
+        return f"{op_name(target)} has an output whose size depends on data"
     if torch.Tag.cudagraph_unsafe in target.tags:
-        return f"{target.name()} is marked as unsafe to capture"
+        return f"{op_name(target)} is marked as unsafe to capture"
     for value in _values(node.meta.get("val")):
         if isinstance(value, torch.Tensor) and free_unbacked_symbols(value) and not _inherits(node):
-            return f"{target.name()} has an output whose size depends on data"
+            return f"{op_name(target)} has an output whose size depends on data"
     return None
 
 
@@ -56,34 +56,3 @@ def find_breaks(gm: fx.GraphModule) -> dict[fx.Node, str]:
         if node.op == "call_function" and (reason := break_reason(node)) is not None:
             found[node] = reason
     return found
-
-
-def _computes(stretch: Any) -> bool:
-    calls = (n for n in stretch.graph.nodes if n.op in ("call_function", "call_method", "call_module"))
-    return any(n.target not in PURE_PYTHON for n in calls)
-
-
-def split(gm: fx.GraphModule, breaks: dict[fx.Node, str]) -> tuple[fx.GraphModule, list[str]]:
-    """A module that calls one submodule per stretch; returns it and the names of those that can be graphs.
-
-    Nodes keep their order, so that effects do too.
-    """
-    part: dict[fx.Node, int] = {}
-    number, captured = 0, set()
-    after_break = True
-    for node in gm.graph.nodes:
-        if node.op in ("placeholder", "output"):
-            continue
-        if node in breaks:
-            number += 1
-            part[node] = number
-            after_break = True
-            continue
-        if after_break:
-            number += 1
-            captured.add(number)
-            after_break = False
-        part[node] = number
-    parent = split_module(gm, gm, lambda n: part[n], keep_original_order=True)  # type: ignore[arg-type]
-    names = [f"submod_{i}" for i in sorted(captured) if hasattr(parent, f"submod_{i}")]
-    return parent, [n for n in names if _computes(parent.get_submodule(n))]

@@ -12,7 +12,7 @@ import torch
 import torch.fx as fx
 
 # Ops that write arguments without saying so: running statistics, when training.
-UNDECLARED_WRITES = {
+UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
     "aten::native_batch_norm": (3, 4),
     "aten::batch_norm": (3, 4),
     "aten::_batch_norm_impl_index": (3, 4),
@@ -23,15 +23,18 @@ PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, opera
                    torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
 
 
+def op_name(target: torch._ops.OperatorBase) -> str:
+    """An op's qualified name, as `aten::add.Tensor`."""
+    return str(target.name())  # type: ignore[no-untyped-call]
+
+
 def written_arguments(target: Any) -> tuple[int, ...]:
     """Indices of the arguments that an op overload writes."""
     if not isinstance(target, torch._ops.OpOverload):
         return ()
     schema = target._schema
-    declared = tuple(
-        i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write
-    )
-    return declared + UNDECLARED_WRITES.get(target.name(), ())
+    declared = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
+    return declared + UNDECLARED_WRITES.get(op_name(target), ())
 
 
 def is_random(target: Any) -> bool:

@@ -51,13 +51,11 @@ def lower(gm: fx.GraphModule) -> fx.GraphModule:
                     stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
             stack.enter_context(torch.no_grad())
             stack.enter_context(fx_traceback.preserve_node_meta())
-            lowered: fx.GraphModule = make_fx(
-                run, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True
-            )(*values)
+            lowered: fx.GraphModule = make_fx(run, tracing_mode="real", pre_dispatch=True, _allow_non_fake_inputs=True)(
+                *values
+            )
     except Exception as error:  # whatever an op's fake kernel raises: the graph still runs, unlowered
-        raise LoweringError(
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+        raise LoweringError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
     _check_placeholders(gm, lowered)
     return lowered
 

@@ -17,9 +17,7 @@ def replace_single_cats(gm: fx.GraphModule) -> int:
         if len(tensors) != 1 or not isinstance(value, torch.Tensor) or not value.is_contiguous():
             continue
         with gm.graph.inserting_before(node):
-            copy = gm.graph.call_function(
-                aten.clone.default, (tensors[0],), {"memory_format": torch.contiguous_format}
-            )
+            copy = gm.graph.call_function(aten.clone.default, (tensors[0],), {"memory_format": torch.contiguous_format})
         copy.meta = dict(node.meta)
         node.replace_all_uses_with(copy)
         gm.graph.erase_node(node)

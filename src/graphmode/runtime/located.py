@@ -35,7 +35,7 @@ class Located(fx.Interpreter):
 
 @contextlib.contextmanager
 def uncached_autocast() -> Iterator[None]:
-    """Turns autocast's cache off: a weight converted earlier would be a constant to the graph, stale after an update."""
+    """Turns autocast's cache off: a weight converted earlier would be a constant, stale after an update."""
     torch.clear_autocast_cache()
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)

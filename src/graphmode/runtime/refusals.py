@@ -1,4 +1,4 @@
-"""What the dispatcher does not see: a raw capture refuses these calls where they stand, instead of freezing their result."""
+"""What the dispatcher does not see: a raw capture refuses these calls instead of freezing their result."""
 
 from __future__ import annotations
 

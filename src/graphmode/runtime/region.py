@@ -22,8 +22,9 @@ from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
-from graphmode.program.breaks import find_breaks, split
+from graphmode.program.breaks import find_breaks
 from graphmode.program.lines import line_of
+from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.signature import not_capturable, signature_of
 
@@ -47,11 +48,10 @@ class Region:
         (output,) = gm.graph.find_nodes(op="output")
         self.single_result = not isinstance(output.args[0], (tuple, list))
         self.breaks: list[tuple[str, str, str]] = []  # (op, reason, the user's line)
-        self.parts: fx.GraphModule | None = None
+        self.parts: Parts | None = None
         self.stretches: list[Region] = []
         self._with_gradients = with_gradients
-        self._constants = [v for v in vars(gm).values() if isinstance(v, torch.Tensor)]
-        self._constants += [*gm.parameters(), *gm.buffers()]
+        self._constants = constants(gm)
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
         self._table: dict[Hashable, DeviceGraph] = {}  # graphs of devices without a native runner
         self._lock = threading.RLock()
@@ -134,12 +134,17 @@ class Region:
     def _split(self, breaks: dict[fx.Node, str]) -> None:
         """Runs these calls live from now on, and makes graphs of what lies between."""
         self.breaks = [(_name(n.target), reason, line_of(n)) for n, reason in breaks.items()]
-        parent, names = split(self.gm, breaks)
-        for name in names:
-            stretch = Region(parent.get_submodule(name), self.options, self._with_gradients)
-            self.stretches.append(stretch)
-            setattr(parent, name, _Stretch(stretch))
-        self.parts = parent
+        parts = cut(self.gm, breaks)
+        for part in parts.parts:
+            if isinstance(part, Live):
+                parts.run_stretch.append(None)
+            elif part.computes():
+                stretch = Region(part.gm, self.options, self._with_gradients)
+                self.stretches.append(stretch)
+                parts.run_stretch.append(stretch.run)
+            else:
+                parts.run_stretch.append(part.gm)
+        self.parts = parts
 
     # --- capture ------------------------------------------------------------------------------------------------
 
@@ -184,7 +189,7 @@ class Region:
             )
         graph.instantiate(poison=self.options.poison)
         with self._lock:
-            if isinstance(graph, CpuGraph):
+            if isinstance(graph, CpuGraph) and graph.executable is not None:
                 self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
             else:
                 self.graphs[next(_numbers)] = self._table[key] = graph
@@ -223,18 +228,6 @@ class Region:
         total.graphs = len(self.graphs)
         total.replays += _C.runner_replays(self.run)
         return total
-
-
-class _Stretch(torch.nn.Module):
-    """A region in a submodule's place, between two breaks."""
-
-    def __init__(self, region: Region) -> None:
-        super().__init__()
-        self.region = region
-
-    def forward(self, *args: Any) -> Any:
-        results = self.region.run(*args)
-        return results[0] if self.region.single_result else results
 
 
 def _name(target: Any) -> str:

@@ -13,7 +13,7 @@ from graphmode import _C
 def signature_of(args: Sequence[Any]) -> Hashable:
     """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides."""
     parts: list[Hashable] = [_C.mode_bits()]
-    storages: dict[int, tuple[int, int]] = {}
+    storages: dict[int, tuple[int, Any]] = {}
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
             alias = storages.setdefault(arg.untyped_storage()._cdata, (i, arg.storage_offset()))
@@ -40,9 +40,7 @@ def not_capturable(args: Sequence[Any]) -> str | None:
         if isinstance(arg, torch.Tensor):
             if not _C.is_plain(arg):
                 layout = str(arg.layout).removeprefix("torch.")
-                return (
-                    f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
-                )
+                return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
         elif type(arg) is not int:
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return None

@@ -1,6 +1,7 @@
 """What the traced code read outside its arguments, as a flat list that a native check can compare at each call.
 
-Starts from the sources of Dynamo's guards. A dict is compared by its version tag, a list by its items, a global by its value.
+Starts from the sources of Dynamo's guards. A dict is compared by its version tag, a list by its items, a global by
+its value.
 """
 
 from __future__ import annotations
@@ -65,9 +66,7 @@ def watch(read: Iterable[Source], scope: dict[str, Any], global_scope: dict[str,
     return result
 
 
-def _watch_one(
-    source: Source, values: dict[Source, Any], global_scope: dict[str, Any], result: Watch
-) -> None:
+def _watch_one(source: Source, values: dict[Source, Any], global_scope: dict[str, Any], result: Watch) -> None:
     if isinstance(source, sources.GlobalSource):
         result.item(global_scope, source.global_name)
         return
@@ -76,9 +75,7 @@ def _watch_one(
     base = values[source.base]
     if isinstance(base, (torch.Tensor, tuple, str, bytes, type, type(torch))) or base is values[source]:
         return  # fixed, or compared as an argument
-    if isinstance(base, dict):
-        result.whole(base)
-    elif isinstance(base, list):
+    if isinstance(base, (dict, list)):
         result.whole(base)
     elif isinstance(getattr(base, "__dict__", None), dict):
         result.whole(base.__dict__)
