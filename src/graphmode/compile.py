@@ -25,7 +25,7 @@ from graphmode.backend import graphmode_backend
 from graphmode.inspect.counters import ledger
 from graphmode.options import Options, resolve
 from graphmode.runtime.results import NoTemplate, template
-from graphmode.runtime.watch import Watch, is_mode, watch
+from graphmode.runtime.watch import NotWatchable, Watch, is_mode, watch
 
 _PATHS = 64  # signatures that skip Dynamo; the least recently used goes through it again
 _LEARNED_IN_VAIN = 8  # a path that never served a call before it was learned again, so many times: stop
@@ -129,13 +129,14 @@ class Learner:
                 self._give_up("what the model reads outside its arguments changes at every call")
                 return
         scope = {"args": args, "kwargs": kwargs, "model": self.model}
-        seen: Watch = watch(trace.sources, scope, trace.global_scope)
-        self.unchecked |= seen.unchecked
         tensors, containers = _arguments([*args, *kwargs.values()])
         try:
+            matched = frozenset(map(id, [args, kwargs, *containers]))
+            seen: Watch = watch(trace.sources, scope, trace.global_scope, matched)
+            self.unchecked |= seen.unchecked
             shape, rebuild = template(result, items, tensors, containers)
             _C.fast_learn(self.fast, args, kwargs, seen.entries, list(runner_args), run, shape, rebuild)
-        except NoTemplate as error:
+        except (NoTemplate, NotWatchable) as error:
             self._give_up(str(error))
             return
         _C.fast_keep(self.fast, _PATHS)
