@@ -27,8 +27,8 @@ from graphmode.options import Options, resolve
 from graphmode.runtime.results import NoTemplate, template
 from graphmode.runtime.watch import NotWatchable, Watch, is_mode, watch
 
+_LEARNED_IN_VAIN = 8  # calls that went through Dynamo without a path ever serving one
 _PATHS = 64  # signatures that skip Dynamo; the least recently used goes through it again
-_LEARNED_IN_VAIN = 8  # a path that never served a call before it was learned again, so many times: stop
 
 
 @dataclass
@@ -123,11 +123,10 @@ class Learner:
         if not isinstance(run, _C.Runner):
             self._give_up("part of the model runs live")
             return
-        if len(_C.fast_paths(self.fast)) and 0 in _C.fast_paths(self.fast)[:1]:
-            self._vain += 1
-            if self._vain >= _LEARNED_IN_VAIN:
-                self._give_up("what the model reads outside its arguments changes at every call")
-                return
+        self._vain = 0 if sum(_C.fast_paths(self.fast)) else self._vain + 1
+        if self._vain > _LEARNED_IN_VAIN + self.options.capture_after:
+            self._give_up("what the model reads, or an object among its arguments, is another one at every call")
+            return
         scope = {"args": args, "kwargs": kwargs, "model": self.model}
         tensors, containers = _arguments([*args, *kwargs.values()])
         try:

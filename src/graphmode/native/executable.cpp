@@ -210,6 +210,20 @@ class Instance {
         slots_[i].bind(stand_in.take(t_.buffers[i].nbytes));
       }
     }
+    for (size_t i = 0; i < t_.inputs.size(); ++i) {
+      if (t_.inputs[i] >= 0) {
+        const auto& v = t_.values[t_.inputs[i]];
+        if (t_.buffers[v.buffer].input == static_cast<int>(i)) {
+          bindings_.push_back(
+              {static_cast<int>(i), v.buffer, v.offset * static_cast<std::ptrdiff_t>(v.dtype.itemsize())});
+        }
+      }
+    }
+    for (size_t i = 0; i < t_.buffers.size(); ++i) {
+      if (t_.buffers[i].kind == BufferKind::Output && !t_.buffers[i].adopted) {
+        fresh_.push_back(static_cast<int>(i));
+      }
+    }
     values_.resize(t_.values.size());
     boxed_.resize(t_.boxed);
     adopted_.resize(t_.buffers.size());
@@ -234,8 +248,10 @@ class Instance {
 
   std::atomic<bool> busy{false};
 
-  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, int until) {
-    bind_inputs(inputs);
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
+    for (const auto& b : bindings_) {
+      slots_[b.slot].bind(const_cast<char*>(first[b.input]) - b.distance);
+    }
     std::optional<Lease> lease;
     if (plan_.arena_bytes > 0) {
       lease.emplace(plan_.arena_bytes);
@@ -385,23 +401,6 @@ class Instance {
     }
   }
 
-  void bind_inputs(at::ArrayRef<const at::Tensor*> inputs) {
-    for (size_t i = 0; i < t_.inputs.size(); ++i) {
-      const int value = t_.inputs[i];
-      if (value < 0 || t_.buffers[t_.values[value].buffer].input != static_cast<int>(i)) {
-        continue;
-      }
-      const auto& v = t_.values[value];
-      auto* impl = inputs[i]->unsafeGetTensorImpl();
-      char* p = static_cast<char*>(impl->storage().unsafeGetStorageImpl()->mutable_data()) +
-                (impl->storage_offset() - v.offset) * static_cast<int64_t>(v.dtype.itemsize());
-      auto& slot = slots_[v.buffer];
-      if (slot.bound != p) {
-        slot.bind(p);
-      }
-    }
-  }
-
   void bind_arena(const Lease& lease) {
     if (poison_) {
       spoil(lease.base(), plan_.arena_bytes);
@@ -418,17 +417,15 @@ class Instance {
   }
 
   void bind_outputs() {
-    for (size_t i = 0; i < slots_.size(); ++i) {
-      const auto& b = t_.buffers[i];
-      if (b.kind == BufferKind::Output && !b.adopted) {
-        auto* allocator = c10::GetCPUAllocator();
-        c10::Storage storage(c10::Storage::use_byte_size_t(), b.nbytes, allocator->allocate(b.nbytes), allocator, true);
-        if (poison_ && b.nbytes > 0) {
-          spoil(storage.mutable_data(), b.nbytes);
-        }
-        slots_[i].bind(storage.mutable_data());
-        adopted_[i] = std::move(storage);
+    for (int i : fresh_) {
+      auto* allocator = c10::GetCPUAllocator();
+      const auto nbytes = t_.buffers[i].nbytes;
+      c10::Storage storage(c10::Storage::use_byte_size_t(), nbytes, allocator->allocate(nbytes), allocator, true);
+      if (poison_ && nbytes > 0) {
+        spoil(storage.mutable_data(), nbytes);
       }
+      slots_[i].bind(storage.mutable_data());
+      adopted_[i] = std::move(storage);
     }
   }
 
@@ -561,6 +558,12 @@ class Instance {
   std::vector<at::Tensor> values_;
   std::vector<c10::IValue> boxed_;
   std::vector<c10::Storage> adopted_;  // memory of this replay: what kernels made, and the outputs
+  struct Binding {                     // of an input to its buffer
+    int input, slot;
+    std::ptrdiff_t distance;  // bytes from the buffer's start to the input's first element
+  };
+  std::vector<Binding> bindings_;
+  std::vector<int> fresh_;  // buffers that get new memory at each replay
   std::vector<const Slot*> fixed_;
   std::vector<Step> steps_;
   torch::jit::Stack stack_;
@@ -577,7 +580,7 @@ size_t Executable::instances() {
   return all_.size();
 }
 
-std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, int until) {
+std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
   Instance* mine = nullptr;
   {
     std::lock_guard<std::mutex> guard(mutex_);
@@ -601,7 +604,7 @@ std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, 
       i->busy = false;
     }
   } release{mine};
-  return mine->run(inputs, until);
+  return mine->run(inputs, first, until);
 }
 
 }  // namespace graphmode

@@ -57,8 +57,9 @@ class Executable {
     return *plan_;
   }
   // Replays on these inputs (one per declared input; ignored where not plain) and returns the outputs. Thread-safe.
+  // `first`: the address of each one's first element.
   // `until`: stop before this node; -1 for all.
-  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, int until = -1);
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until = -1);
   size_t instances();
 
  private:

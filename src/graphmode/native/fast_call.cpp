@@ -44,45 +44,15 @@ uint64_t dict_tag(PyObject* dict) {
 #endif
 }
 
-struct TensorFacts {
-  PyTypeObject* type;
-  c10::DispatchKeySet keys;
-  caffe2::TypeMeta dtype;
-  bool requires_grad;
-  std::vector<int64_t> sizes, strides;
-
-  explicit TensorFacts(PyObject* o) : type(Py_TYPE(o)) {
-    const auto& t = THPVariable_Unpack(o);
-    keys = t.unsafeGetTensorImpl()->key_set();
-    dtype = t.dtype();
-    requires_grad = t.requires_grad();
-    sizes = t.sizes().vec();
-    strides = t.strides().vec();
-  }
-  bool operator()(PyObject* o) const {
-    if (Py_TYPE(o) != type) {
-      return false;
-    }
-    auto* impl = THPVariable_Unpack(o).unsafeGetTensorImpl();
-    const auto s = impl->sizes(), d = impl->strides();
-    return impl->key_set() == keys && impl->dtype() == dtype && s.size() == sizes.size() &&
-           std::memcmp(s.data(), sizes.data(), sizes.size() * sizeof(int64_t)) == 0 &&
-           std::memcmp(d.data(), strides.data(), strides.size() * sizeof(int64_t)) == 0 &&
-           impl->requires_grad() == requires_grad;
-  }
-};
-
 // The shape of an argument: what must be equal, and which tensors it brings.
 struct Pattern {
   enum Kind : uint8_t { Tensor, Constant, Same, Tuple, List, Dict } kind = Constant;
   THPObjectPtr object;  // Constant: equal to it; Same: this very object; Dict: tuple of keys, in order
   std::vector<Pattern> items;
-  std::vector<TensorFacts> facts;  // Tensor: one
 
   explicit Pattern(PyObject* o) {
     if (THPVariable_Check(o)) {
       kind = Tensor;
-      facts.emplace_back(o);
     } else if (PyTuple_CheckExact(o) || PyList_CheckExact(o)) {
       kind = PyTuple_CheckExact(o) ? Tuple : List;
       const auto n = PySequence_Fast_GET_SIZE(o);
@@ -108,8 +78,8 @@ struct Pattern {
   bool match(PyObject* o, std::vector<PyObject*>& leaves) const {
     switch (kind) {
       case Tensor:
-        leaves.push_back(o);
-        return facts[0](o);
+        leaves.push_back(o);  // the runner compares dtype, sizes and the rest
+        return THPVariable_Check(o);
       case Same:
         return o == get(object);
       case Constant: {
@@ -204,7 +174,6 @@ struct Path {
   std::vector<int> same_as;  // per leaf: an earlier leaf that is the same object, or -1
   std::vector<Watched> watched;
   std::vector<Source> sources;
-  std::vector<std::pair<PyObject*, TensorFacts>> held;  // borrowed from sources
   THPObjectPtr runner;
   Result result;
   THPObjectPtr rebuild;  // Python callable on the flat results, where the result is of a type we do not build
@@ -246,16 +215,12 @@ bool unchanged(const Path& path) {
         break;
     }
   }
-  for (const auto& [object, facts] : path.held) {
-    if (!facts(object)) {
-      return false;
-    }
-  }
   return true;
 }
 
-bool matches(const Path& path, PyObject* const* args, size_t positional, PyObject* names, uint64_t mode,
-             std::vector<PyObject*>& leaves) {
+// Structure, constants and modes; not the tensors' sizes, nor the state outside the arguments.
+bool same_form(const Path& path, PyObject* const* args, size_t positional, PyObject* names, uint64_t mode,
+               std::vector<PyObject*>& leaves) {
   if (path.mode != mode || path.positional != positional) {
     return false;
   }
@@ -289,7 +254,7 @@ bool matches(const Path& path, PyObject* const* args, size_t positional, PyObjec
       }
     }
   }
-  return unchanged(path);
+  return true;
 }
 
 PyObject* build(const Result& r, PyObject* items, const std::vector<PyObject*>& leaves) {
@@ -341,23 +306,23 @@ PyObject* fast_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
     std::vector<PyObject*> leaves;
     leaves.reserve(16);
     for (size_t p = 0; p < paths.size(); ++p) {
-      if (!matches(*paths[p], args, positional, names, mode, leaves)) {
+      if (!same_form(*paths[p], args, positional, names, mode, leaves) || !unchanged(*paths[p])) {
         continue;
       }
-      if (p > 0) {
-        std::rotate(paths.begin(), paths.begin() + static_cast<std::ptrdiff_t>(p),
-                    paths.begin() + static_cast<std::ptrdiff_t>(p) + 1);
-      }
-      const std::shared_ptr<Path> path = paths[0];  // it may be dropped while the runner runs without the GIL
-      ++path->hits;
+      const std::shared_ptr<Path> path = paths[p];  // it may be dropped while the runner runs without the GIL
       c10::SmallVector<PyObject*, 64> call;
       call.reserve(path->sources.size());
       for (const auto& s : path->sources) {
         call.push_back(s.leaf >= 0 ? leaves[static_cast<size_t>(s.leaf)] : get(s.held));
       }
-      THPObjectPtr items(PyObject_Vectorcall(get(path->runner), call.data(), call.size(), nullptr));
+      THPObjectPtr items(runner_try(get(path->runner), call.data(), call.size()));
       if (!items) {
-        return nullptr;
+        continue;  // no graph for these sizes: another path's may fit, else Dynamo's
+      }
+      ++path->hits;
+      if (p > 0 && p < paths.size() && paths[p] == path) {
+        const auto it = paths.begin() + static_cast<std::ptrdiff_t>(p);
+        std::rotate(paths.begin(), it, it + 1);
       }
       return path->rebuild ? PyObject_CallOneArg(get(path->rebuild), items) : build(path->result, items, leaves);
     }
@@ -537,12 +502,10 @@ void learn(const pybind11::object& fast, const pybind11::tuple& args, const pybi
       one.leaf = static_cast<int>(at - leaves.begin());
     } else {
       one.held = THPObjectPtr(Py_NewRef(s.ptr()));
-      if (THPVariable_Check(s.ptr())) {
-        path->held.emplace_back(s.ptr(), TensorFacts(s.ptr()));
-      }
     }
     path->sources.push_back(std::move(one));
   }
+  TORCH_CHECK(is_runner(runner.ptr()), "expected a graphmode Runner");
   path->runner = THPObjectPtr(Py_NewRef(runner.ptr()));
   if (!rebuild.is_none()) {
     path->rebuild = THPObjectPtr(Py_NewRef(rebuild.ptr()));
@@ -550,6 +513,20 @@ void learn(const pybind11::object& fast, const pybind11::tuple& args, const pybi
     path->result = result_of(result.cast<pybind11::tuple>());
   }
   auto& paths = *fast_of(fast)->paths;
+  // What this path replaces: the same runner for a call of the same form, learned before something changed.
+  auto replaced = [&](const std::shared_ptr<Path>& old) {
+    std::vector<PyObject*> found;
+    std::vector<PyObject*> values;
+    for (const auto& a : args) {
+      values.push_back(a.ptr());
+    }
+    for (const auto& item : kwargs) {
+      values.push_back(item.second.ptr());
+    }
+    return get(old->runner) == get(path->runner) &&
+           same_form(*old, values.data(), path->positional, get(path->names), path->mode, found);
+  };
+  paths.erase(std::remove_if(paths.begin(), paths.end(), replaced), paths.end());
   paths.insert(paths.begin(), std::move(path));
 }
 

@@ -181,11 +181,13 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
   TORCH_CHECK(inputs.size() == graph.plan().tape->inputs.size(), "the graph takes ", graph.plan().tape->inputs.size(),
               " inputs, got ", inputs.size());
   std::vector<const at::Tensor*> pointers;
+  std::vector<const char*> first;
   for (const auto& t : inputs) {
     pointers.push_back(&t);
+    first.push_back(is_plain(t) ? static_cast<const char*>(t.mutable_data_ptr()) : nullptr);
   }
   py::gil_scoped_release no_gil;
-  return graph.run(pointers, until);
+  return graph.run(pointers, first.data(), until);
 }
 
 }  // namespace

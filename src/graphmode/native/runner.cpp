@@ -61,7 +61,7 @@ struct Entry {
 };
 
 struct State {
-  std::vector<std::unique_ptr<Entry>> entries;  // most recently used first
+  std::vector<std::shared_ptr<Entry>> entries;  // most recently used first
   uint64_t clock = 0, replays = 0;
   int64_t next_id = 1;
 };
@@ -75,7 +75,15 @@ struct RunnerObject {
 };
 
 bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), b.size() * sizeof(int64_t)) == 0;
+  if (a.size() != b.size()) {
+    return false;
+  }
+  for (size_t i = 0; i < b.size(); ++i) {  // a few numbers: faster than memcmp's call
+    if (a[i] != b[i]) {
+      return false;
+    }
+  }
+  return true;
 }
 
 const char* address(const at::Tensor& t) {
@@ -84,19 +92,8 @@ const char* address(const at::Tensor& t) {
          impl->storage_offset() * static_cast<int64_t>(impl->itemsize());
 }
 
+// Called when an address changed since the last time: do the arguments lie to each other as at capture?
 bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
-  bool moved = !e.checked;
-  for (size_t i = 0; i < e.args.size(); ++i) {
-    if (e.args[i].kind == ArgCheck::Tensor) {
-      const char* p = address(*tensors[i]);
-      moved = moved || p != e.last[i];
-      e.last[i] = p;
-    }
-  }
-  if (!moved) {
-    return true;
-  }
-  e.checked = false;
   for (size_t i = 0; i < e.args.size(); ++i) {
     const auto& a = e.args[i];
     if (a.kind == ArgCheck::Tensor && a.alias_of >= 0 && e.last[i] - e.last[a.alias_of] != a.alias_distance) {
@@ -108,6 +105,11 @@ bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
     if (!a.written) {
       continue;
     }
+    tensors[w]
+        ->storage()
+        .unsafeGetStorageImpl()
+        ->mutable_data();  // a lazy copy gets memory of its own before it is written
+    e.last[w] = address(*tensors[w]);
     const int root = a.alias_of < 0 ? static_cast<int>(w) : a.alias_of;
     for (size_t j = 0; j < e.args.size(); ++j) {
       const auto& b = e.args[j];
@@ -119,7 +121,6 @@ bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
       }
     }
   }
-  e.checked = true;
   return true;
 }
 
@@ -128,6 +129,8 @@ bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad
   if (e.mode != mode || e.args.size() != n) {
     return false;
   }
+  bool moved = !e.checked;
+  e.checked = false;  // until every argument was looked at
   for (size_t i = 0; i < n; ++i) {
     const auto& want = e.args[i];
     PyObject* got = args[i];
@@ -143,6 +146,9 @@ bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad
         return false;
       }
       tensors[i] = &t;
+      const char* p = address(t);
+      moved = moved || p != e.last[i];
+      e.last[i] = p;
     } else if (want.kind == ArgCheck::Int) {
       if (!PyLong_CheckExact(got) || PyLong_AsLong(got) != want.integer) {
         PyErr_Clear();
@@ -153,16 +159,19 @@ bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad
       return false;
     }
   }
-  return overlaps_as_recorded(e, tensors);
+  e.checked = !moved || overlaps_as_recorded(e, tensors);
+  return e.checked;
 }
 
-PyObject* replay(State& state, size_t at, const at::Tensor* const* tensors, size_t n) {
-  Entry& e = *state.entries[at];
-  auto graph = e.graph;
+PyObject* replay(State& state, const at::Tensor* const* tensors, size_t n) {
+  const auto entry = state.entries[0];  // it may be dropped while the GIL is free
+  Entry& e = *entry;
+  const auto& graph = e.graph;
+  const c10::SmallVector<const char*, 64> first(e.last.begin(), e.last.end());
   std::vector<at::Tensor> results;
   {
     pybind11::gil_scoped_release no_gil;
-    results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n));
+    results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n), first.data());
   }
   for (int i : graph->plan().mutated_inputs) {
     auto* impl = tensors[i]->unsafeGetTensorImpl();
@@ -193,20 +202,9 @@ PyObject* replay(State& state, size_t at, const at::Tensor* const* tensors, size
 PyObject* runner_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObject* kwnames) {
   HANDLE_TH_ERRORS
   auto* r = reinterpret_cast<RunnerObject*>(self);
-  const auto n = static_cast<size_t>(PyVectorcall_NARGS(nargsf));
-  auto& state = *r->state;
-  if (kwnames == nullptr && !state.entries.empty()) {
-    c10::SmallVector<const at::Tensor*, 64> tensors(n);
-    const uint64_t mode = mode_bits();
-    const bool grad = c10::GradMode::is_enabled();
-    for (size_t i = 0; i < state.entries.size(); ++i) {
-      if (matches(*state.entries[i], args, n, mode, grad, tensors.data())) {
-        if (i > 0) {
-          std::rotate(state.entries.begin(), state.entries.begin() + static_cast<std::ptrdiff_t>(i),
-                      state.entries.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-        }
-        return replay(state, 0, tensors.data(), n);
-      }
+  if (kwnames == nullptr) {
+    if (PyObject* result = runner_try(self, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)))) {
+      return result;
     }
   }
   return PyObject_Vectorcall(r->miss, args, nargsf, kwnames);
@@ -311,6 +309,31 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
 
 }  // namespace
 
+bool is_runner(PyObject* object) {
+  return Py_TYPE(object) == &runner_type;
+}
+
+PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
+  auto& state = *reinterpret_cast<RunnerObject*>(runner)->state;
+  auto& entries = state.entries;
+  if (entries.empty()) {
+    return nullptr;
+  }
+  c10::SmallVector<const at::Tensor*, 64> tensors(n);
+  const uint64_t mode = mode_bits();
+  const bool grad = c10::GradMode::is_enabled();
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
+      if (i > 0) {
+        const auto it = entries.begin() + static_cast<std::ptrdiff_t>(i);
+        std::rotate(entries.begin(), it, it + 1);
+      }
+      return replay(state, tensors.data(), n);
+    }
+  }
+  return nullptr;
+}
+
 void bind_runner(pybind11::module_& m) {
   runner_type.tp_name = "graphmode._C.Runner";
   runner_type.tp_basicsize = sizeof(RunnerObject);
@@ -337,7 +360,7 @@ void bind_runner(pybind11::module_& m) {
       [](const pybind11::object& runner, const pybind11::tuple& args, const std::shared_ptr<Executable>& graph,
          const std::vector<std::pair<int, pybind11::object>>& outputs) {
         auto& state = state_of(runner);
-        auto e = std::make_unique<Entry>();
+        auto e = std::make_shared<Entry>();
         e->id = state.next_id++;
         e->mode = mode_bits();
         e->graph = graph;

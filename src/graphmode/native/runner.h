@@ -10,6 +10,12 @@ namespace graphmode {
 // What a signature holds besides the arguments: thread count, inference mode and the flags that choose kernels.
 uint64_t mode_bits();
 
+bool is_runner(PyObject* object);
+
+// The replay's results as a tuple, or null (and no error set) when no graph fits these arguments. Throws what a replay
+// raises.
+PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n);
+
 void bind_runner(pybind11::module_& m);
 
 }  // namespace graphmode
