@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._dynamo.exc import FailOnRecompileLimitHit, Unsupported
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
@@ -97,7 +97,7 @@ class Learner:
         try:
             result = self._run(*args, **kwargs)
             made = self._call.made
-        except (Unsupported, FailOnRecompileLimitHit) as error:
+        except TorchDynamoException as error:
             self._give_up(_first_line(error))
             self._run = self._parts
             return self._run(*args, **kwargs)

@@ -69,11 +69,12 @@ class Ledger:
         with self._lock:
             self._regions.add(region)
 
-        counters = region.counters
+        counters, replayed = region.counters, region.replayed
 
         def bury() -> None:
             with self._lock:
                 counters.graphs = 0
+                counters.replays += replayed.replays
                 self.gone.add(counters)
 
         region.on_death = weakref.finalize(region, bury)
@@ -90,6 +91,7 @@ class Ledger:
             self.gone = Counters()
             for region in self._regions:
                 region.counters.__init__()  # type: ignore[misc]
+                region.replayed.replays = 0
 
 
 ledger = Ledger()

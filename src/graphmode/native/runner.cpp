@@ -60,9 +60,15 @@ struct Entry {
   uint64_t replays = 0, used = 0;
 };
 
+// Outlives its runner, so that the count of a region that died stays in the sum.
+struct ReplayCount {
+  uint64_t replays = 0;
+};
+
 struct State {
   std::vector<std::shared_ptr<Entry>> entries;  // most recently used first
-  uint64_t clock = 0, replays = 0;
+  uint64_t clock = 0;
+  std::shared_ptr<ReplayCount> count = std::make_shared<ReplayCount>();
   int64_t next_id = 1;
 };
 
@@ -180,7 +186,7 @@ PyObject* replay(State& state, const at::Tensor* const* tensors, size_t n) {
     }
   }
   ++e.replays;
-  ++state.replays;
+  ++state.count->replays;
   e.used = ++state.clock;
   THPObjectPtr out(PyTuple_New(static_cast<Py_ssize_t>(e.outputs.size())));
   if (!out) {
@@ -405,7 +411,9 @@ void bind_runner(pybind11::module_& m) {
         return rows;
       },
       "(id, replays, time of last use) of each graph, most recently used first.");
-  m.def("runner_replays", [](const pybind11::object& runner) { return state_of(runner).replays; });
+  pybind11::class_<ReplayCount, std::shared_ptr<ReplayCount>>(m, "ReplayCount")
+      .def_readwrite("replays", &ReplayCount::replays);
+  m.def("runner_count", [](const pybind11::object& runner) { return state_of(runner).count; });
 }
 
 }  // namespace graphmode

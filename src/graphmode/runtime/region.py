@@ -57,6 +57,7 @@ class Region:
         self._lock = threading.RLock()
         self._device = device_named("cpu" if options.device == "auto" else options.device)
         self.run = _C.Runner(self._miss)
+        self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
         found = find_breaks(gm)
         if found and options.mode != "eager":
@@ -226,7 +227,7 @@ class Region:
         total = Counters()
         total.add(self.counters)
         total.graphs = len(self.graphs)
-        total.replays += _C.runner_replays(self.run)
+        total.replays += self.replayed.replays
         return total
 
 
