@@ -178,7 +178,8 @@ class Region:
             else:
                 self.refused[key] = (error.reason, error.line)
         self.counters.live_calls += 1
-        self.fall_back(error.reason, None, error.line)
+        op = _name(located.culprit.target) if located.culprit is not None else None
+        self.fall_back(error.reason, op, error.line)
 
     def _keep(self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]) -> None:
         need = graph.bytes()
