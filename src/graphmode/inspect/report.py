@@ -10,6 +10,7 @@ from rich.table import Table
 
 from graphmode import _C
 from graphmode.inspect.counters import Counters, Fallback, ledger
+from graphmode.inspect.dynamo import dynamo_breaks, forget_dynamo_breaks
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
         evictions=total.evictions,
         capture_seconds=total.capture_seconds,
         lower_seconds=total.lower_seconds,
-        fallbacks=list(total.fallbacks.values()),
+        fallbacks=[*total.fallbacks.values(), *dynamo_breaks()],
         bytes=bytes_held,
     )
 
@@ -109,3 +110,4 @@ def reset() -> None:
     _C.arena_release()
     _C.forget_proofs()
     ledger.clear()
+    forget_dynamo_breaks()

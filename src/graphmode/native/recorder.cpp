@@ -472,9 +472,11 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   }
   if (node.tier != Tier::Boxed) {
     for (const auto& ref : node.out) {
-      if (ref.value >= 0) {
-        tape->buffers[tape->values[ref.value].buffer].adopted = false;
+      if (ref.value < 0) {
+        continue;
       }
+      auto& b = tape->buffers[tape->values[ref.value].buffer];
+      b.adopted = b.adopted && b.made_by != index;  // an in-place call's result is memory that an earlier one made
     }
   }
   forget_tensors(node);

@@ -1,0 +1,32 @@
+"""Puts Dynamo, graphmode and every global switch of torch back between tests. Owns no check."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+import graphmode
+
+settings.register_profile("contract", derandomize=True, deadline=None, database=None, print_blob=False)
+settings.load_profile("contract")
+logging.getLogger("torch.__trace").propagate = False  # megabytes a test, for pytest to format
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state() -> Iterator[None]:
+    """Nothing compiled, one generator state, eager's default switches."""
+    torch._dynamo.reset()
+    graphmode.reset()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(2013)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(True)
+    torch.use_deterministic_algorithms(False)
+    torch._dynamo.reset()
+    graphmode.reset()

@@ -1,0 +1,39 @@
+"""C12: no code runs from a file that someone else could have written. There is no cache yet: nothing is written."""
+
+from __future__ import annotations
+
+from .alone import alone
+
+SCRIPT = """
+written, loaded, watching = [], [], [False]
+def hook(event, args):
+    if not watching[0]: return
+    if event == "open":
+        mode, flags = args[1], args[2] or 0
+        if (isinstance(mode, str) and set(mode) & set("wax+")) or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            written.append(args[0])
+    if event in ("pickle.find_class", "marshal.loads", "exec_file"): loaded.append(event)
+    if event in ("os.mkdir", "os.rename", "shutil.copyfile", "subprocess.Popen", "os.system"): written.append(args[0])
+sys.addaudithook(hook)
+net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU())
+f = torch.compile(net, backend="graphmode")
+h = graphmode.compile(net)
+torch._dynamo.config.suppress_errors = False
+watching[0] = True
+with torch.no_grad():
+    for n in (2, 3, 4):
+        for _ in range(4):
+            x = torch.randn(n, 8)
+            assert torch.equal(f(x), net(x)) and torch.equal(h(x), net(x))
+str(graphmode.report()); graphmode.reset()
+watching[0] = False
+assert graphmode.report() is not None
+print(written, loaded)
+ours = [str(w) for w in written if w not in ("/dev/null", os.devnull) and not isinstance(w, int)]
+assert not ours, ours
+assert "pickle.find_class" not in loaded, loaded
+"""
+
+
+def test_c12_compiling_capturing_and_replaying_write_nothing_and_unpickle_nothing() -> None:
+    alone(SCRIPT)

@@ -1,0 +1,1 @@
+"""Each part alone: planner, options, passes, signature, lines, templates, counters, cuts, version check."""
