@@ -15,7 +15,7 @@ _before: dict[str, int] = {}
 def dynamo_breaks() -> list[Fallback]:
     """One entry per kind of split since the last reset; the count is of splits traced, not of calls."""
     found = []
-    for text, count in counters["graph_break"].items():
+    for text, count in _splits().items():
         new = count - _before.get(text, 0)
         if new > 0:
             first = next((line.strip() for line in text.splitlines() if line.strip()), text)
@@ -26,4 +26,9 @@ def dynamo_breaks() -> list[Fallback]:
 def forget_dynamo_breaks() -> None:
     """Starts counting anew."""
     _before.clear()
-    _before.update(counters["graph_break"])
+    _before.update(_splits())
+
+
+def _splits() -> dict[str, int]:
+    # Breaks that a call forces are counted under one name, those that control flow forces under the other.
+    return {**counters["unimplemented"], **counters["graph_break"]}
