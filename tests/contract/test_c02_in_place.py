@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,21 @@ def test_c2_inputs_and_views_of_inputs_are_written_in_place(way: Way) -> None:
         g = beside_eager(way, f, [(torch.randn(3, 4), torch.randn(3, 4)) for _ in range(6)])
     x, y = torch.randn(3, 4), torch.randn(3, 4)
     assert g(x, y) is x
+
+
+@both_ways()
+@pytest.mark.parametrize("inside", [False, True])
+def test_c2_an_augmented_assignment_to_an_item(way: Way, inside: bool) -> None:
+    """`x[i] += 1` copies a view onto itself."""
+
+    def f(x: Tensor) -> Tensor:
+        y = x * 2 if inside else x
+        y[:, 0] += 1
+        y[1] *= 3
+        return y + 0
+
+    with replayed(3):
+        beside_eager(way, f, [(torch.randn(3, 4),) for _ in range(5)])
 
 
 @both_ways()

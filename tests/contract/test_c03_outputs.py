@@ -27,7 +27,7 @@ def test_c3_twelve_held_outputs_never_change(way: Way) -> None:
             x = torch.randn(4, 4)
             held.append(g(x))
             wanted.append(many(x))
-    assert_same(held, wanted)
+        assert_same(held, wanted)
 
 
 @both_ways()

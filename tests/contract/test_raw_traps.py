@@ -20,7 +20,7 @@ F = torch.nn.functional
 Body = Callable[[Tensor], object]
 
 
-def refused(body: Body, x: Tensor, says: str = "") -> None:
+def refused(body: Body, x: Tensor, says: str | None = None) -> None:
     """The capture is refused where the call stands; the error names the user's line; nothing stays open."""
     graph = Graph()
     with pytest.raises(CaptureError, match=says) as caught, graph:

@@ -35,16 +35,9 @@ def by_graphmode_compile(f: Function, **options: Any) -> Any:
 _WAYS: dict[str, Way] = {"torch": by_torch_compile, "graphmode": by_graphmode_compile}
 
 
-def both_ways(*, broken: str | dict[str, str] | None = None) -> pytest.MarkDecorator:
-    """Runs a test with `way` by torch.compile and by graphmode.compile; `broken` names what src lacks still."""
-    reasons = broken if isinstance(broken, dict) else dict.fromkeys(_WAYS, broken) if broken else {}
-    marks = {w: [pytest.mark.xfail(strict=True, reason=why)] for w, why in reasons.items()}
-    return pytest.mark.parametrize("way", [pytest.param(f, id=n, marks=marks.get(n, [])) for n, f in _WAYS.items()])
-
-
-def broken(reason: str) -> pytest.MarkDecorator:
-    """A promise that src does not keep yet."""
-    return pytest.mark.xfail(strict=True, reason=reason)
+def both_ways() -> pytest.MarkDecorator:
+    """Runs a test with `way` by torch.compile and by graphmode.compile."""
+    return pytest.mark.parametrize("way", list(_WAYS.values()), ids=list(_WAYS))
 
 
 def assert_same(got: Any, want: Any, where: str = "result") -> None:

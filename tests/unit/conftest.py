@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +12,28 @@ from hypothesis import settings
 
 import graphmode
 
+from .not_kept_yet import NOT_KEPT_YET
+
 settings.register_profile("contract", derandomize=True, deadline=None, database=None, print_blob=False)
 settings.load_profile("contract")
 logging.getLogger("torch.__trace").propagate = False  # megabytes a test, for pytest to format
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Promises that src does not keep yet fail the run when they begin to pass: then their line goes."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.name in NOT_KEPT_YET:
+            item.add_marker(pytest.mark.xfail(strict=True, reason=NOT_KEPT_YET[item.name]))
+
+
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> Iterator[None]:
-    """Nothing compiled, one generator state, eager's default switches."""
+    """Nothing compiled, one generator state, eager's default switches, one thread."""
     torch._dynamo.reset()
     graphmode.reset()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.manual_seed(2013)
+    torch.set_num_threads(1)  # workers share the cores; what needs two says so
     yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
