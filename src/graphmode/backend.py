@@ -18,7 +18,7 @@ def graphmode_backend(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
     options: Mapping[str, Any] | Options | None = None,
-    **_: Any,
+    mode: str | None = None,
 ) -> Compiled:
     """Compiles one of Dynamo's graphs.
 
@@ -26,16 +26,19 @@ def graphmode_backend(
         gm: Dynamo's graph; its placeholders carry fake example values.
         example_inputs: what Dynamo will call the result with: tensors and integers.
         options: as given to `torch.compile(options=...)`; see `graphmode.Options`.
+        mode: as given to `torch.compile(mode=...)`: the option of that name.
 
     Raises:
         OptionError: an unknown option or a bad value.
     """
-    resolved = resolve(options)
-    program = make_program(gm)
+    resolved = resolve(options if mode is None else {**(options or {}), "mode": mode})
+    program = make_program(gm, example_inputs)
 
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args)  # Dynamo's own graph: eager's gradients
 
     region = Region(program.gm, resolved, with_gradients)
     region.counters.lower_seconds = program.lower_seconds
+    if program.not_lowered is not None:
+        region.counters.not_lowered[program.not_lowered] = 1
     return region.run

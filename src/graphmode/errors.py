@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from torch._dynamo import exc  # Dynamo hands a ShortenTraceback on as it is, and wraps any other error
+
 
 class GraphModeError(RuntimeError):
     """Base of all of graphmode's errors."""
 
 
-class UnsupportedError(GraphModeError):
+class UnsupportedError(exc.ShortenTraceback, GraphModeError):
     """This Python, torch or device is not one that graphmode can serve."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
 
-class OptionError(GraphModeError, ValueError):
+
+class OptionError(exc.ShortenTraceback, GraphModeError, ValueError):
     """An unknown option, or a value it does not take."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, first_useful_frame=None)
 
 
 class CaptureError(GraphModeError):
@@ -36,5 +44,5 @@ class FallbackError(GraphModeError):
     """Something would have run outside a graph, and `require=True` forbids it."""
 
 
-class MemoryCapError(GraphModeError):
-    """A graph alone is larger than the cap set for graphs."""
+class MemoryCapError(CaptureError):
+    """A graph needs more memory than the cap set for graphs."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from graphmode.program.breaks import break_reason, find_breaks
 from graphmode.program.parts import Live, Stretch, cut
+from graphmode.program.written_arguments import use_written_arguments
 
 from .programs import aten, traced
 
@@ -24,7 +25,9 @@ def program() -> torch.fx.GraphModule:
         d = aten.flip.default(c, [0])
         return c, d + a, x * 1
 
-    return traced(f, X, X)
+    gm = traced(f, X, X)
+    use_written_arguments(gm)
+    return gm
 
 
 def flips(gm: torch.fx.GraphModule) -> dict[torch.fx.Node, str]:

@@ -38,6 +38,7 @@ class Counters:
     evictions: int = 0
     capture_seconds: float = 0.0
     lower_seconds: float = 0.0
+    not_lowered: dict[str, int] = field(default_factory=dict)  # programs captured as Dynamo gave them, by reason
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
 
     def fall_back(self, reason: str, op: str | None = None, line: str | None = None, count: int = 1) -> Fallback:
@@ -52,6 +53,8 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.capture_seconds += other.capture_seconds
         self.lower_seconds += other.lower_seconds
+        for reason, count in list(other.not_lowered.items()):
+            self.not_lowered[reason] = self.not_lowered.get(reason, 0) + count
         for f in list(other.fallbacks.values()):
             self.fall_back(f.reason, f.op, f.line, f.count)
 

@@ -39,11 +39,17 @@ _VIEWS = {
 }
 
 
+def _changes_metadata(target: Any) -> bool:
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.inplace_view in target.tags
+
+
 def remove_no_ops(gm: fx.GraphModule) -> int:
     """Replaces views that are the whole of their argument by the argument; returns how many.
 
     A result of the graph stays a tensor object of its own.
     """
+    if any(_changes_metadata(n.target) for n in gm.graph.nodes):
+        return 0  # a view of the whole is no longer one once its own sizes change
     removed = 0
     (output,) = gm.graph.find_nodes(op="output")
     for node in list(gm.graph.nodes):

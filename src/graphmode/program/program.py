@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.fx as fx
 
@@ -13,8 +14,14 @@ from graphmode.program.lines import line_of
 from graphmode.program.lower import LoweringError, lower
 from graphmode.program.no_ops import remove_no_ops
 from graphmode.program.single_cat import replace_single_cats
+from graphmode.program.written_arguments import use_written_arguments
 
-PASSES: tuple[Callable[[fx.GraphModule], int], ...] = (remove_no_ops, replace_single_cats, remove_dead_code)
+PASSES: tuple[Callable[[fx.GraphModule], int], ...] = (
+    use_written_arguments,
+    remove_no_ops,
+    replace_single_cats,
+    remove_dead_code,
+)
 
 
 @dataclass
@@ -48,11 +55,11 @@ class Program:
         return "\n".join(lines) if lines else code
 
 
-def make_program(gm: fx.GraphModule) -> Program:
+def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
     """Lowers Dynamo's graph and runs the passes, in order."""
     start = time.perf_counter()
     try:
-        lowered = lower(gm)
+        lowered = lower(gm, example_inputs)
     except LoweringError as error:
         return Program(gm, not_lowered=str(error), lower_seconds=time.perf_counter() - start)
     program = Program(lowered)
