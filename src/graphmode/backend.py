@@ -9,9 +9,12 @@ import torch.fx as fx
 
 from graphmode.options import Options, resolve
 from graphmode.program.program import make_program
+from graphmode.runtime.frames import watch_frames
 from graphmode.runtime.region import Region
 
 Compiled = Callable[..., Any]
+
+watch_frames()
 
 
 def graphmode_backend(
@@ -31,7 +34,7 @@ def graphmode_backend(
     Raises:
         OptionError: an unknown option or a bad value.
     """
-    resolved = resolve(options if mode is None else {**(options or {}), "mode": mode})
+    resolved = resolve(options, mode)
     program = make_program(gm, example_inputs)
 
     def with_gradients(args: Sequence[Any]) -> Any:
@@ -42,3 +45,6 @@ def graphmode_backend(
     if program.not_lowered is not None:
         region.counters.not_lowered[program.not_lowered] = 1
     return region.run
+
+
+graphmode_backend.is_graphmode = True  # type: ignore[attr-defined]  # for frames.py, which only sees the function

@@ -41,9 +41,6 @@ class Options:
         0, "bytes the arena and constants of all graphs may take, 0 for no cap; a graph over it runs live"
     )
     require: bool = _option(False, "raise FallbackError where something would run outside a graph")
-    dynamic_limit: int = _option(
-        8, "recompilations by Dynamo of one function after which it is reported as running outside graphs"
-    )
     poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")
     verify: bool = _option(
         False, "replay each new graph once on scratch copies and compare with eager: doubles capture time"
@@ -108,11 +105,13 @@ def check_names(given: Mapping[str, Any]) -> None:
             raise OptionError(f"unknown option {name!r}; the options are {', '.join(names())}")
 
 
-def resolve(given: Mapping[str, Any] | Options | None = None) -> Options:
-    """The options in force here for a region compiled with `given`."""
+def resolve(given: Mapping[str, Any] | Options | None = None, mode: str | None = None) -> Options:
+    """The options in force here for a region compiled with `given`; `mode`, where there is one, goes first."""
     if isinstance(given, Options):
-        return given
+        return given if mode is None else dataclasses.replace(given, mode=typing.cast(Mode, mode))
     given = dict(given or {})
+    if mode is not None:
+        given["mode"] = mode
     check_names(given)
     return Options(**{**_from_environment(), **_scoped.get(), **given})
 

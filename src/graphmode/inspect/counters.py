@@ -88,6 +88,12 @@ class Ledger:
         with self._lock:
             yield from sorted(self._regions, key=lambda r: r.number)
 
+    def calls(self) -> int:
+        """Calls that reached any region."""
+        with self._lock:
+            counts = [self.gone, *(r.count() for r in self._regions)]
+        return sum(c.warmups + c.captures + c.replays + c.live_calls + c.breaks for c in counts)
+
     def clear(self) -> None:
         """Zeroes every counter."""
         with self._lock:

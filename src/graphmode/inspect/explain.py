@@ -6,14 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch._dynamo.utils import counters as dynamo_counters
 
 from graphmode.inspect.counters import Fallback, ledger
+from graphmode.inspect.dynamo import dynamo_breaks
 from graphmode.inspect.report import Report, report
 from graphmode.options import Options, resolve
 from graphmode.runtime.region import Region
@@ -28,6 +29,10 @@ _CURES = (
     ),
     ("size depends on data", "nothing to change; where it is hot, use a fixed size with a mask"),
     ("needs gradients", "call under torch.inference_mode() or torch.no_grad() if you need no gradients"),
+    ("Dynamo left a function", "see the reason: Dynamo runs the whole function in Python; move that call out of it"),
+    ("torch.compiler.disable", "remove the disable where its function can be traced"),
+    ("generic_jump", "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`"),
+    ("recompile_limit", "pass what changes at each call as a tensor, or mark the size with torch._dynamo.mark_dynamic"),
     ("higher-order op", "nothing to change: its calls run live"),
     ("no plain strided CPU tensor", "nothing to change; sparse, quantised and subclass inputs run live"),
     ("changes the size", "return a new tensor in the place of resizing an input"),
@@ -56,13 +61,14 @@ class Explanation:
     graphs: int
     regions: list[RegionRow]
     breaks: list[Fallback]  # what ran live, with reason, op and line
-    dynamo_breaks: list[tuple[str, int]]  # where Dynamo split the model, and how often
+    dynamo_breaks: list[Fallback]  # where Dynamo split the model, or left a function to Python
     weight_bytes: int
     first_call_seconds: float
     capture_call_seconds: float
     replay_seconds: float  # median
     eager_seconds: float  # median
-    replayed_share: float  # of the calls after capture, the share of regions that were replayed
+    replayed_share: float  # of all that ran after the first calls: graphs, live calls, stretches of Python
+    not_lowered: dict[str, int]  # programs that the passes could not see, by reason
     report: Report
 
     def __str__(self) -> str:
@@ -85,6 +91,8 @@ class Explanation:
         )
         table.add_row("weights (re-bound, not copied)", f"{self.weight_bytes:,} bytes")
         table.add_row("arena, shared by all graphs", f"{self.report.bytes.arena:,} bytes")
+        for reason, count in self.not_lowered.items():
+            table.add_row("programs captured as Dynamo gave them", f"{count}: {reason}")
         return table
 
     def _regions(self) -> Table:
@@ -100,10 +108,8 @@ class Explanation:
         table = Table(title="what ran outside graphs")
         for head in ("calls", "why", "your line", "what to change"):
             table.add_column(head, overflow="fold")
-        for f in self.breaks:
+        for f in [*self.breaks, *self.dynamo_breaks]:
             table.add_row(str(f.count), f.reason, f.line or "", cure(f.reason))
-        for reason, count in self.dynamo_breaks:
-            table.add_row(str(count), f"Dynamo split the model: {reason}", "", "")
         return table
 
 
@@ -124,11 +130,10 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = N
     """
     resolved = resolve(options)
     before = set(ledger.regions())
-    dynamo_before = dict(dynamo_counters["graph_break"])
-    torch._dynamo.reset()
+    dynamo_before = {(f.reason, f.line): f.count for f in dynamo_breaks.found()}
     with _no_gradients():
         eager = _seconds(lambda: model(*inputs, **kwargs))
-        compiled = torch.compile(model, backend="graphmode", options=vars(resolved))
+        compiled = torch.compile(_fresh(model), backend="graphmode", options=vars(resolved))
         times = []
         for _ in range(resolved.capture_after + 1 + _REPLAYS):
             start = time.perf_counter()
@@ -143,18 +148,20 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = N
     calls = [r for r in mine if not r.stretches or r.breaks]
     live = sum(c.live_calls + c.breaks for c in counts)
     replays = sum(c.replays for c in counts)
-    new_breaks = [(k, n - dynamo_before.get(k, 0)) for k, n in dynamo_counters["graph_break"].items()]
+    splits = [f for f in dynamo_breaks.found() if f.count > dynamo_before.get((f.reason, f.line), 0)]
+    outside = live + len(splits) * len(times)
     return Explanation(
         graphs=sum(c.graphs for c in counts),
         regions=[row for r in calls if (row := _row(r)) is not None],
         breaks=sorted(fallbacks.values(), key=lambda f: -f.count),
-        dynamo_breaks=[(_first_line(k), n) for k, n in new_breaks if n > 0],
+        dynamo_breaks=splits,
         weight_bytes=_weights(model),
         first_call_seconds=times[0],
         capture_call_seconds=times[resolved.capture_after],
         replay_seconds=sorted(times[-_REPLAYS:])[_REPLAYS // 2],
         eager_seconds=eager,
-        replayed_share=replays / (replays + live) if replays + live else 0.0,
+        replayed_share=replays / (replays + outside) if replays + outside else 0.0,
+        not_lowered={k: n for c in counts for k, n in c.not_lowered.items()},
         report=report(),
     )
 
@@ -198,5 +205,10 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)
+def _fresh(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call by a code object of its own: what was compiled before is neither used nor dropped."""
+
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return FunctionType(explained.__code__.replace(), explained.__globals__, None, None, explained.__closure__)

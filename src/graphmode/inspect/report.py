@@ -10,7 +10,7 @@ from rich.table import Table
 
 from graphmode import _C
 from graphmode.inspect.counters import Counters, Fallback, ledger
-from graphmode.inspect.dynamo import dynamo_breaks, forget_dynamo_breaks
+from graphmode.inspect.dynamo import dynamo_breaks
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
         capture_seconds=total.capture_seconds,
         lower_seconds=total.lower_seconds,
         not_lowered=total.not_lowered,
-        fallbacks=[*total.fallbacks.values(), *dynamo_breaks()],
+        fallbacks=[*total.fallbacks.values(), *dynamo_breaks.found()],
         bytes=bytes_held,
     )
 
@@ -114,4 +114,4 @@ def reset() -> None:
     _C.arena_release()
     _C.forget_proofs()
     ledger.clear()
-    forget_dynamo_breaks()
+    dynamo_breaks.forget()

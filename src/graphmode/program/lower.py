@@ -103,7 +103,8 @@ def _fake(mode: FakeTensorMode, value: Any) -> Any:
     if value.layout != torch.strided or type(value) not in (torch.Tensor, torch.nn.Parameter, FakeTensor):
         raise LoweringError(f"an input is a {type(value).__name__} of layout {value.layout}")
     context = TracingContext.try_get()
-    symbols = context.tensor_to_context.get(value) if context is not None else None
+    known = context is not None and value in context.tensor_to_context
+    symbols = context.tensor_to_context[value] if context is not None and known else None
     if symbols is None:
         return mode.from_tensor(value, static_shapes=True)
     return mode.from_tensor(value, symbolic_context=symbols, source=symbols.tensor_source)
@@ -270,7 +271,7 @@ def _pinning_no_size(env: ShapeEnv) -> Iterator[None]:
             raise _Pins(f"{expression} would be fixed to {value}")
         ask(expression, value)
 
-    env._check_frozen = asked  # type: ignore[method-assign]
+    env._check_frozen = asked  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

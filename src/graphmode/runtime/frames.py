@@ -1,0 +1,161 @@
+"""What Dynamo does with the frames it compiles for us, which it would do in silence.
+
+RNNs are traced; past its recompile limit a function is not eager for ever but compiled anew after a while; with
+`require` a split is an error. Uses a hook that Dynamo calls before it compiles any frame.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+from torch._C._dynamo.eval_frame import reset_code
+from torch._dynamo import config
+from torch._dynamo.cache_size import exceeds_recompile_limit
+from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
+from torch._dynamo.utils import (
+    _get_error_on_graph_break,
+    _set_error_on_graph_break,
+    register_hook_for_recompile_user_context,
+)
+
+from graphmode.errors import FallbackError, OptionError
+from graphmode.inspect.counters import ledger
+from graphmode.inspect.dynamo import dynamo_breaks
+from graphmode.options import Options, resolve
+
+_FIRST_WAIT = 16  # eager calls before a function is compiled anew; doubled each time
+_CONFIG = {
+    "allow_rnn": True,  # off in Dynamo for the sake of compilers that unroll them
+    "record_runtime_overhead": False,  # two Python calls in every call of what it compiles
+}
+
+
+@dataclass
+class _Frame:
+    """What is known of a frame before it is compiled."""
+
+    code: CodeType
+    options: Options
+    context: OptimizeContext | None  # the torch.compile() it is for
+    cleanups: list[Callable[[], Any]]  # run when the outermost call ends
+
+
+def watch_frames() -> None:
+    """Has Dynamo tell us of each frame before it compiles it."""
+    register_hook_for_recompile_user_context(_before_compile)
+
+
+def _before_compile() -> str:
+    compiling = _calling("_compile", sys._getframe(1))
+    if compiling is None:
+        return ""
+    known = compiling.f_locals
+    options = _options_of(known["compiler_fn"])
+    if options is None:
+        return ""
+    wrapper = _calling("compile_wrapper", compiling)
+    around = wrapper.f_locals if wrapper is not None else {}
+    frame = _Frame(known["code"], options, around.get("self"), around.get("cleanups", []))
+    dynamo_breaks.compiling(str(known["compile_id"]), frame.code)
+    _configure(frame)
+    hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
+    if hit:
+        _limited(frame, which, known["recompile_reason"] or "")
+    elif options.require:
+        _forbid_splits(frame)
+    return ""
+
+
+def _calling(name: str, frame: FrameType | None) -> FrameType | None:
+    while frame is not None:
+        if frame.f_code.co_name == name and "_dynamo" in frame.f_code.co_filename:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _options_of(compiler: Callable[..., Any]) -> Options | None:
+    """The options of a torch.compile() with our backend; None for any other."""
+    backend = innermost_backend(compiler)
+    given = getattr(backend, "kwargs", {})
+    if not getattr(getattr(backend, "compiler_fn", backend), "is_graphmode", False):
+        return None
+    try:
+        return resolve(given.get("options"), given.get("mode"))
+    except OptionError:
+        return Options()  # the backend will say so
+
+
+def _configure(frame: _Frame) -> None:
+    before = {name: getattr(config, name) for name in _CONFIG}
+    if before == _CONFIG:
+        return
+
+    def restore() -> None:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+    for name, value in _CONFIG.items():
+        setattr(config, name, value)
+    frame.cleanups.append(restore)
+
+
+def _forbid_splits(frame: _Frame) -> None:
+    before = _get_error_on_graph_break()
+    if not before:
+        _set_error_on_graph_break(True)
+        frame.cleanups.append(lambda: _set_error_on_graph_break(before))
+
+
+# --- the recompile limit ------------------------------------------------------------------------------------------
+
+_waits: weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, int]] = weakref.WeakKeyDictionary()
+_LIMIT_REACHED = "Dynamo's {} is reached: the function runs in Python for a while, then it is compiled anew"
+
+
+def _limited(frame: _Frame, which: str, last: str) -> None:
+    code = frame.code
+    line = f"{Path(code.co_filename).name}:{code.co_firstlineno} in {code.co_name}"
+    reason = _LIMIT_REACHED.format(which)
+    _count(reason, line)
+    if frame.options.require:
+        raise FallbackError(f"require=True: a call would run outside a graph: {reason} at {line}; last guard: {last}")
+    if frame.context is None:
+        return
+    waits = _waits.setdefault(frame.context, {})
+    waits[code] = 2 * waits.get(code, _FIRST_WAIT // 2)
+    _wait(frame.context, code, waits[code], reason, line)
+
+
+def _wait(context: OptimizeContext, code: CodeType, calls: int, reason: str, line: str) -> None:
+    """Counts the calls that run in Python, and frees the function's old entries after so many."""
+    left = calls
+
+    def enter() -> Callable[[], None]:
+        nonlocal left
+        if left == 0:
+            context.enter_exit_hooks = [hook for hook in context.enter_exit_hooks if hook is not enter]
+            reset_code(code)
+            return lambda: None
+        before = ledger.calls()
+
+        def leave() -> None:
+            nonlocal left
+            if ledger.calls() == before:  # no graph of ours had a part in it
+                left -= 1
+                _count(reason, line)
+
+        return leave
+
+    context.enter_exit_hooks = [*context.enter_exit_hooks, enter]
+
+
+def _count(reason: str, line: str) -> None:
+    ledger.gone.live_calls += 1
+    ledger.gone.fall_back(reason, None, line)
