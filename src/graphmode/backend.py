@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from graphmode.options import Options, resolve
@@ -40,10 +41,11 @@ def graphmode_backend(
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args)  # Dynamo's own graph: eager's gradients
 
-    region = Region(program.gm, resolved, with_gradients)
+    device = next((a.device.type for a in example_inputs if isinstance(a, torch.Tensor)), "cpu")
+    region = Region(program.gm, resolved, with_gradients, device)
     region.counters.lower_seconds = program.lower_seconds
     if program.not_lowered is not None:
-        region.counters.not_lowered[program.not_lowered] = 1
+        region.counters.notes[f"captured as Dynamo gave it, without passes: {program.not_lowered}"] = 1
     return region.run
 
 

@@ -20,8 +20,7 @@ class Capabilities:
     capture_executes: bool  # the captured calls ran: their results are the results of that call
     rebind_inputs: bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
     fresh_outputs: bool  # each replay hands out memory of its own
-    native_runner: bool  # graphs can be called through the native runner
-    max_graphs: int | None = None  # how many the device holds
+    max_graphs: int | None = None  # how many the device holds per compiled region
 
 
 @dataclass(frozen=True)

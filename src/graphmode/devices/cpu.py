@@ -100,9 +100,7 @@ class CpuDevice(Device):
     """The CPU."""
 
     name = "cpu"
-    capabilities = Capabilities(
-        capture_executes=True, rebind_inputs=True, fresh_outputs=True, native_runner=True, max_graphs=None
-    )
+    capabilities = Capabilities(capture_executes=True, rebind_inputs=True, fresh_outputs=True)
 
     def graph(self) -> CpuGraph:
         return CpuGraph()

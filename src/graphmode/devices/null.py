@@ -76,7 +76,7 @@ class NullDevice(Device):
     """Counts calls; `refuse` holds reasons for which the next captures are refused."""
 
     name = "null"
-    capabilities = Capabilities(capture_executes=True, rebind_inputs=False, fresh_outputs=False, native_runner=False)
+    capabilities = Capabilities(capture_executes=True, rebind_inputs=False, fresh_outputs=False)
 
     def __init__(self) -> None:
         self.calls: list[str] = []

@@ -38,7 +38,7 @@ class Counters:
     evictions: int = 0
     capture_seconds: float = 0.0
     lower_seconds: float = 0.0
-    not_lowered: dict[str, int] = field(default_factory=dict)  # programs captured as Dynamo gave them, by reason
+    notes: dict[str, int] = field(default_factory=dict)  # what was done otherwise than asked, inside graphs
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
 
     def fall_back(self, reason: str, op: str | None = None, line: str | None = None, count: int = 1) -> Fallback:
@@ -53,8 +53,8 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.capture_seconds += other.capture_seconds
         self.lower_seconds += other.lower_seconds
-        for reason, count in list(other.not_lowered.items()):
-            self.not_lowered[reason] = self.not_lowered.get(reason, 0) + count
+        for reason, count in list(other.notes.items()):
+            self.notes[reason] = self.notes.get(reason, 0) + count
         for f in list(other.fallbacks.values()):
             self.fall_back(f.reason, f.op, f.line, f.count)
 
@@ -87,6 +87,10 @@ class Ledger:
         """The regions alive, oldest first."""
         with self._lock:
             yield from sorted(self._regions, key=lambda r: r.number)
+
+    def fixed_bytes(self) -> int:
+        """Bytes of constants that all graphs hold."""
+        return sum(g.bytes().fixed for r in self.regions() for g in list(r.graphs.values()))
 
     def calls(self) -> int:
         """Calls that reached any region."""

@@ -68,7 +68,7 @@ class Explanation:
     replay_seconds: float  # median
     eager_seconds: float  # median
     replayed_share: float  # of all that ran after the first calls: graphs, live calls, stretches of Python
-    not_lowered: dict[str, int]  # programs that the passes could not see, by reason
+    notes: dict[str, int]  # what was done otherwise than asked, inside graphs
     report: Report
 
     def __str__(self) -> str:
@@ -91,8 +91,8 @@ class Explanation:
         )
         table.add_row("weights (re-bound, not copied)", f"{self.weight_bytes:,} bytes")
         table.add_row("arena, shared by all graphs", f"{self.report.bytes.arena:,} bytes")
-        for reason, count in self.not_lowered.items():
-            table.add_row("programs captured as Dynamo gave them", f"{count}: {reason}")
+        for reason, count in self.notes.items():
+            table.add_row("programs, and a note", f"{count}: {reason}")
         return table
 
     def _regions(self) -> Table:
@@ -161,7 +161,7 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = N
         replay_seconds=sorted(times[-_REPLAYS:])[_REPLAYS // 2],
         eager_seconds=eager,
         replayed_share=replays / (replays + outside) if replays + outside else 0.0,
-        not_lowered={k: n for c in counts for k, n in c.not_lowered.items()},
+        notes={k: n for c in counts for k, n in c.notes.items()},
         report=report(),
     )
 

@@ -41,7 +41,7 @@ class Report:
     evictions: int
     capture_seconds: float
     lower_seconds: float
-    not_lowered: dict[str, int]  # programs that no pass could see, by reason: captured as Dynamo gave them
+    notes: dict[str, int]  # what was done otherwise than asked, inside graphs
     fallbacks: list[Fallback]
     bytes: Bytes
 
@@ -64,8 +64,8 @@ class Report:
         table.add_row("breaks run", f"{self.breaks:,}")
         table.add_row("bytes held: arena, constants", f"{self.bytes.arena:,}, {self.bytes.fixed:,}")
         table.add_row("seconds: lowering, capture", f"{self.lower_seconds:.2f}, {self.capture_seconds:.2f}")
-        for reason, count in self.not_lowered.items():
-            table.add_row("programs captured as Dynamo gave them", f"{count}: {reason}")
+        for reason, count in self.notes.items():
+            table.add_row("programs, and a note", f"{count}: {reason}")
         return table
 
     def fallback_table(self) -> Table:
@@ -93,7 +93,7 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
         evictions=total.evictions,
         capture_seconds=total.capture_seconds,
         lower_seconds=total.lower_seconds,
-        not_lowered=total.not_lowered,
+        notes=total.notes,
         fallbacks=[*total.fallbacks.values(), *dynamo_breaks.found()],
         bytes=bytes_held,
     )

@@ -6,6 +6,7 @@ Schemas lie now and then: corrections stand here and in native/tape.cpp (undecla
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -35,6 +36,44 @@ def written_arguments(target: Any) -> tuple[int, ...]:
     schema = target._schema
     declared = tuple(i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write)
     return declared + UNDECLARED_WRITES.get(op_name(target), ())
+
+
+def written_inputs(gm: fx.GraphModule) -> set[int]:
+    """Positions of the placeholders that the program may write, itself or through a view; opaque calls write all."""
+    roots: dict[fx.Node, frozenset[int]] = {}  # whose memory a value may be
+    written: set[int] = set()
+    for node in gm.graph.nodes:
+        if node.op == "placeholder":
+            roots[node] = frozenset([len(roots)])
+        elif node.op.startswith("call"):
+            everything = frozenset().union(*(roots.get(n, frozenset()) for n in node.all_input_nodes))
+            roots[node] = everything
+            if not isinstance(node.target, torch._ops.OpOverload):
+                written |= set() if node.target in PURE_PYTHON else everything
+                continue
+            for argument, given in _arguments(node):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    written |= frozenset().union(*(roots.get(n, frozenset()) for n in given))
+            for i in UNDECLARED_WRITES.get(op_name(node.target), ()):
+                if i < len(node.args) and isinstance(node.args[i], fx.Node):
+                    written |= roots.get(node.args[i], frozenset())
+            if all(r.alias_info is None for r in node.target._schema.returns):
+                roots[node] = frozenset()  # memory of its own
+    return written
+
+
+def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, list[fx.Node]]]:
+    """Arguments of an op's schema, each with the nodes given for it."""
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        yield argument, [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether a call does what no schema tells: a custom op, or Python."""
+    if not node.op.startswith("call") or node.target in PURE_PYTHON:
+        return False
+    return not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace not in ("aten", "prims")
 
 
 def is_random(target: Any) -> bool:

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx as fx
@@ -19,14 +19,17 @@ import torch.fx as fx
 from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, device_named
 from graphmode.devices.cpu import CpuGraph
-from graphmode.errors import CaptureError, FallbackError
+from graphmode.errors import CaptureError, FallbackError, MemoryCapError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
+from graphmode.program.effects import is_opaque, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.signature import not_capturable, signature_of
+from graphmode.runtime.slots import Slots
+from graphmode.runtime.verify import difference
 
 _numbers = itertools.count()
 _SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older ones start again
@@ -34,10 +37,20 @@ _SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older o
 WithGradients = Callable[[Sequence[Any]], Any]
 
 
+class _Pinned(NamedTuple):
+    """A graph whose device reads and writes the addresses of the capture."""
+
+    graph: DeviceGraph
+    slots: Slots
+    results: list[tuple[int, Any]]  # as _outputs() gives them
+
+
 class Region:
     """Runs one program: live, captured, replayed, or in parts around calls that must run live."""
 
-    def __init__(self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients, device: str = "cpu"
+    ) -> None:
         self.number = next(_numbers)
         self.gm = gm
         self.options = options
@@ -53,9 +66,12 @@ class Region:
         self._with_gradients = with_gradients
         self._constants = constants(gm)
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._table: dict[Hashable, DeviceGraph] = {}  # graphs of devices without a native runner
+        self._table: dict[Hashable, _Pinned] = {}  # graphs of devices without a native runner
+        self._homes: dict[int, int] = {}  # where the inputs of the last call lay, for such devices
+        self._travels: set[int] = set()  # inputs that were elsewhere at a later call: copied from then on
+        self._written = written_inputs(gm)
         self._lock = threading.RLock()
-        self._device = device_named("cpu" if options.device == "auto" else options.device)
+        self._device = device_named(device if options.device == "auto" else options.device)
         self.run = _C.Runner(self._miss)
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
@@ -101,15 +117,17 @@ class Region:
             if key in self.refused:
                 known, line = self.refused[key]
                 return self._live_because(known, line, args)
-            ready = self._table.get(key)
+            ready = self._still_there(key, args)
             count = self._seen.pop(key, 0) + 1
             self._seen[key] = count
             while len(self._seen) > _SIGNATURES_REMEMBERED:
                 self._seen.popitem(last=False)
         if ready is not None:
+            self.counters.replays += 1
             return self._replay(ready, args)
         if count <= self.options.capture_after:
             self.counters.warmups += 1
+            self._homes = {i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
             return self.live(args)
         return self._capture(key, args)
 
@@ -126,9 +144,40 @@ class Region:
         with torch.no_grad():
             return self._flat(self.parts(*args))
 
-    def _replay(self, graph: DeviceGraph, args: Sequence[Any]) -> tuple[Any, ...]:
-        self.counters.replays += 1
-        return tuple(graph.replay([a for a in args if isinstance(a, torch.Tensor)]))
+    # --- devices whose graphs keep the addresses of the capture -------------------------------------------------
+
+    def _still_there(self, key: Hashable, args: Sequence[Any]) -> _Pinned | None:
+        """The graph for a call, unless an input that it reads in place has moved: then it is captured anew."""
+        pinned = self._table.get(key)
+        if pinned is None:
+            return None
+        moved = pinned.slots.moved(args)
+        if not moved:
+            self._table[key] = self._table.pop(key)  # the most recently used is last
+            return pinned
+        self._travels |= {i for i in moved if not isinstance(args[i], torch.nn.Parameter)}
+        self._forget(key)
+        self._seen[key] = self.options.capture_after
+        self.counters.evictions += 1
+        return None
+
+    def _slots(self, args: Sequence[Any]) -> Slots:
+        """Inputs that lie where they lay before are read in place: weights, caches. The others are copied in."""
+        here = {i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
+        stays = {i for i, at in here.items() if isinstance(args[i], torch.nn.Parameter) or self._homes.get(i) == at}
+        return Slots(args, (here.keys() - stays) | self._travels)
+
+    def _replay(self, pinned: _Pinned, args: Sequence[Any]) -> tuple[Any, ...]:
+        pinned.slots.fill(args)
+        tensors = pinned.graph.replay([a for a in pinned.slots.args if isinstance(a, torch.Tensor)])
+        results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
+        return self._hand_out(pinned.slots, results, args)
+
+    def _hand_out(self, slots: Slots, results: Sequence[Any], args: Sequence[Any]) -> tuple[Any, ...]:
+        slots.give_back(args, self._written)
+        changed = [args[i] for i in self._written if not args[i].is_inference()]
+        torch.autograd.graph.increment_version(changed)  # saves for a backward pass notice
+        return slots.hand_out(results, args, fresh=self._device.capabilities.fresh_outputs)
 
     # --- breaks -------------------------------------------------------------------------------------------------
 
@@ -140,7 +189,7 @@ class Region:
             if isinstance(part, Live):
                 parts.run_stretch.append(None)
             elif part.computes():
-                stretch = Region(part.gm, self.options, self._with_gradients)
+                stretch = Region(part.gm, self.options, self._with_gradients, self._device.name)
                 self.stretches.append(stretch)
                 parts.run_stretch.append(stretch.run)
             else:
@@ -153,21 +202,30 @@ class Region:
         start = time.perf_counter()
         graph = self._device.graph()
         located = Located(self.gm, graph.refusal)
-        inputs = [a if isinstance(a, torch.Tensor) else None for a in args]
+        slots = None if self._device.capabilities.rebind_inputs else self._slots(args)
+        given = args if slots is None else tuple(slots.args)
+        inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
         graph.capture_begin(inputs, located.line, self._constants)
         try:
             with torch.no_grad(), uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
-                results = self._flat(located.run(*args, enable_io_processing=False))
+                results = self._flat(located.run(*given, enable_io_processing=False))
         except BaseException:
             graph.reset()
             raise
         try:
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
-            self._keep(key, graph, args, results)
+            pinned = self._keep(key, graph, args, results, slots)
         except CaptureError as error:
-            # The captured calls ran: their results are this call's. Only later calls are affected.
             graph.reset()
             self._refuse(key, error, located)
+            if not self._device.capabilities.capture_executes:
+                return self.live(args)
+            pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
+        if slots is not None:
+            if pinned is not None and not self._device.capabilities.capture_executes:
+                results = self._replay(pinned, args)
+            else:
+                results = self._hand_out(slots, results, args)
         self.counters.capture_seconds += time.perf_counter() - start
         return results
 
@@ -181,35 +239,76 @@ class Region:
         op = _name(located.culprit.target) if located.culprit is not None else None
         self.fall_back(error.reason, op, error.line)
 
-    def _keep(self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]) -> None:
-        need = graph.bytes()
-        cap = self.options.max_bytes
-        if cap and max(need.arena, self._device.pool_bytes()) + need.fixed > cap:
-            raise CaptureError(
-                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}: "
-                "raise it, or leave this size live"
-            )
+    def _keep(
+        self,
+        key: Hashable,
+        graph: DeviceGraph,
+        args: tuple[Any, ...],
+        results: tuple[Any, ...],
+        slots: Slots | None,
+    ) -> _Pinned | None:
+        self._check_cap(graph)
         graph.instantiate(poison=self.options.poison)
+        if self.options.verify:
+            self._verify(graph, args if slots is None else slots.args)
+        pinned = None
         with self._lock:
-            if isinstance(graph, CpuGraph) and graph.executable is not None:
-                self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
+            if slots is not None:
+                pinned = self._table[key] = _Pinned(graph, slots, _outputs(results))
+                self.graphs[next(_numbers)] = graph
             else:
-                self.graphs[next(_numbers)] = self._table[key] = graph
+                assert isinstance(graph, CpuGraph) and graph.executable is not None
+                self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
+        return pinned
 
-    def _evict(self) -> None:
-        for number, _, _ in _C.runner_entries(self.run)[self.options.max_graphs :]:
+    def _check_cap(self, graph: DeviceGraph) -> None:
+        """Makes room for a graph under max_bytes, or refuses it."""
+        cap = self.options.max_bytes
+        if not cap:
+            return
+        need = graph.bytes()
+        arena = max(need.arena, self._device.pool_bytes())
+        while arena + need.fixed + ledger.fixed_bytes() > cap and self.graphs and ledger.fixed_bytes():
+            self._evict(keep=len(self.graphs) - 1)
+        if arena + need.fixed + ledger.fixed_bytes() > cap:
+            raise MemoryCapError(
+                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}: "
+                "raise it, or leave this size live"
+            )
+
+    def _verify(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
+        opaque = next((n for n in self.gm.graph.nodes if is_opaque(n)), None)
+        if opaque is not None:
+            self.counters.notes[f"not verified: {_name(opaque.target)} would run twice"] = 1
+            return
+        try:
+            found = difference(graph, self.live, args, self._written)
+        except Exception as error:  # whatever an op raises on values it has changed already
+            self.counters.notes[f"not verified: {type(error).__name__}: {error}"] = 1
+            return
+        if found is not None:
+            raise CaptureError(f"verify: {found}; the graph is not used")
+
+    def _evict(self, keep: int | None = None) -> None:
+        """Drops the least recently used graphs beyond `keep`, by default max_graphs."""
+        if keep is None:
+            held = self._device.capabilities.max_graphs
+            keep = self.options.max_graphs if held is None else min(held, self.options.max_graphs)
+        for number, _, _ in _C.runner_entries(self.run)[keep:]:
             _C.runner_drop(self.run, number)
             del self.graphs[number]
             self.counters.evictions += 1
-        while len(self._table) > self.options.max_graphs:
-            oldest = next(iter(self._table))
-            gone = self._table.pop(oldest)
-            self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
-            gone.reset()
+        while len(self._table) > keep:
+            self._forget(next(iter(self._table)))
             self.counters.evictions += 1
+
+    def _forget(self, key: Hashable) -> None:
+        gone = self._table.pop(key).graph
+        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
+        gone.reset()
 
     def clear(self) -> None:
         """Drops every graph; the region goes on working and captures anew."""

@@ -1,0 +1,116 @@
+"""Copies of a call's inputs at addresses of their own: for devices whose graphs read fixed ones, and for verification.
+
+Aliasing, strides and gaps are kept: what is copied is the span of bytes that the inputs of one storage cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+_ALIGNED = 64  # bytes; any dtype's alignment is kept
+
+
+@dataclass
+class _Span:
+    """Part of one storage, and where it is copied to."""
+
+    start: int
+    end: int
+    positions: list[int] = field(default_factory=list)
+    memory: torch.Tensor | None = None  # uint8
+
+
+class Slots:
+    """Stand-ins for some inputs of a call; the others stand for themselves."""
+
+    def __init__(self, args: Sequence[Any], copied: Collection[int]) -> None:
+        """Makes the copies.
+
+        Args:
+            args: a call's arguments; only tensors are ever copied.
+            copied: positions to copy. Inputs that share memory with one of them are copied with it.
+        """
+        self.args = list(args)
+        self._spans = [s for s in _spans(args) if any(p in copied for p in s.positions)]
+        self._homes = {
+            i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor) and not self._is_copied(i)
+        }
+        for span in self._spans:
+            source = args[span.positions[0]]
+            span.memory = torch.empty(span.end - span.start, dtype=torch.uint8, device=source.device)
+            for i in span.positions:
+                tensor = args[i]
+                offset = tensor.storage_offset() - span.start // tensor.element_size()
+                view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+                self.args[i] = view.set_(span.memory.untyped_storage(), offset, tensor.shape, tensor.stride())
+        self.fill(args)
+
+    def _is_copied(self, position: int) -> bool:
+        return any(position in s.positions for s in self._spans)
+
+    def moved(self, args: Sequence[Any]) -> list[int]:
+        """Positions of inputs that stand for themselves and lie elsewhere now."""
+        return [i for i, home in self._homes.items() if args[i].data_ptr() != home]
+
+    def fill(self, args: Sequence[Any]) -> None:
+        """Copies a call's values in."""
+        for span in self._spans:
+            assert span.memory is not None
+            span.memory.copy_(_bytes(args[span.positions[0]], span))
+
+    def give_back(self, args: Sequence[Any], written: Collection[int]) -> None:
+        """Copies what a call wrote back to the caller's tensors."""
+        for span in self._spans:
+            if any(p in written for p in span.positions):
+                assert span.memory is not None
+                _bytes(args[span.positions[0]], span).copy_(span.memory)
+
+    def hand_out(self, results: Sequence[Any], args: Sequence[Any], *, fresh: bool) -> tuple[Any, ...]:
+        """Results the caller may keep: views of inputs become views of the caller's, and memory of the graph a copy."""
+        owners = {a.untyped_storage()._cdata: i for i, a in enumerate(self.args) if isinstance(a, torch.Tensor)}
+        copies: dict[int, torch.Tensor] = {}
+        return tuple(self._one(r, args, owners, copies, fresh) for r in results)
+
+    def _one(
+        self, result: Any, args: Sequence[Any], owners: dict[int, int], copies: dict[int, torch.Tensor], fresh: bool
+    ) -> Any:
+        if not isinstance(result, torch.Tensor):
+            return result
+        storage = result.untyped_storage()
+        position = owners.get(storage._cdata)
+        if position is not None:
+            shift = result.storage_offset() - self.args[position].storage_offset()
+            given = args[position]
+            return given.as_strided(result.shape, result.stride(), given.storage_offset() + shift)
+        if fresh:
+            return result
+        if storage._cdata not in copies:  # results that are views of one another stay so
+            whole = torch.empty(0, dtype=torch.uint8, device=result.device).set_(storage)
+            copies[storage._cdata] = whole.clone()
+        memory = copies[storage._cdata].untyped_storage()
+        view = torch.empty(0, dtype=result.dtype, device=result.device)
+        return view.set_(memory, result.storage_offset(), result.shape, result.stride())
+
+
+def _spans(args: Sequence[Any]) -> list[_Span]:
+    spans: dict[int, _Span] = {}
+    for i, a in enumerate(args):
+        if isinstance(a, torch.Tensor):
+            start = int(a.storage_offset())
+            last = start + sum((int(n) - 1) * int(s) for n, s in zip(a.shape, a.stride(), strict=True))
+            end = last + 1 if a.numel() else start
+            begin = start * a.element_size() // _ALIGNED * _ALIGNED
+            span = spans.setdefault(a.untyped_storage()._cdata, _Span(begin, begin))
+            span.start = min(span.start, begin)
+            span.end = max(span.end, end * a.element_size())
+            span.positions.append(i)
+    return list(spans.values())
+
+
+def _bytes(tensor: torch.Tensor, span: _Span) -> torch.Tensor:
+    view = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return view.set_(tensor.untyped_storage(), span.start, (span.end - span.start,), (1,))

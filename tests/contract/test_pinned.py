@@ -1,0 +1,125 @@
+"""Devices whose graphs keep their addresses: inputs are copied in, caches and weights read in place, results kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphmode
+from graphmode.devices import adapter
+
+from .pinned_device import PinnedDevice
+from .ways import assert_same, counted
+
+
+@pytest.fixture(autouse=True)
+def pinned() -> Iterator[None]:
+    adapter._found["pinned"] = PinnedDevice()
+    with torch.no_grad():
+        yield
+    del adapter._found["pinned"]
+
+
+def compiled(f: Any, **options: Any) -> Any:
+    return torch.compile(f, backend="graphmode", options={"device": "pinned", **options})
+
+
+def test_values_are_copied_in_and_results_are_the_caller_s() -> None:
+    f = lambda x, y: (torch.exp(x) * y, x[1:] + 1)  # noqa: E731
+    g, held, want = compiled(f), [], []
+    with counted() as since:
+        for _ in range(8):
+            x, y = torch.randn(4, 3), torch.randn(4, 3)
+            held.append(g(x, y))
+            want.append(f(x, y))
+    assert_same(held, want)
+    assert since.replays == 6
+
+
+def test_what_lies_still_is_read_and_written_in_place() -> None:
+    cache = torch.zeros(64, 8)
+
+    def step(cache: Tensor, x: Tensor, at: Tensor) -> Tensor:
+        cache.index_copy_(0, at, x)
+        return cache.sum(0)
+
+    g, beside = compiled(step), cache.clone()
+    home = cache.data_ptr()
+    with counted() as since:
+        for i in range(8):
+            x, at = torch.randn(1, 8), torch.tensor([i])
+            assert_same(g(cache, x, at), step(beside, x, at))
+            assert_same(cache, beside)
+    assert since.replays == 6 and since.evictions == 0 and cache.data_ptr() == home
+
+
+def test_inputs_written_elsewhere_at_each_call_are_given_back() -> None:
+    def f(x: Tensor) -> Tensor:
+        x.mul_(2)
+        return x[0] + 1
+
+    g, kept = compiled(f), []
+    for _ in range(6):
+        x = torch.randn(3, 3)
+        kept.append(x)
+        mine, theirs = x.clone(), x.clone()
+        version = mine._version
+        assert_same(g(mine), f(theirs))
+        assert_same(mine, theirs)
+        assert mine._version > version
+
+
+def test_a_weight_that_moved_is_captured_anew() -> None:
+    net = nn.Linear(4, 4)
+    g, x = compiled(net), torch.randn(2, 4)
+    with counted() as since:
+        for i in range(9):
+            if i == 4:
+                net.weight.data = torch.randn(4, 4)
+            if i == 6:
+                net.weight.mul_(2)
+            assert_same(g(x), net(x))
+    assert since.captures == 2 and since.replays >= 6
+
+
+def test_inputs_that_share_memory_go_on_sharing_it() -> None:
+    def f(whole: Tensor, row: Tensor) -> Tensor:
+        row.add_(1)
+        return whole * 2
+
+    g = compiled(f)
+    for _ in range(6):
+        mine, theirs = torch.ones(3, 4), torch.ones(3, 4)
+        keep = torch.empty(7)  # so that memory is not at the same address each time
+        assert_same(g(mine, mine[1]), f(theirs, theirs[1]))
+        assert_same(mine, theirs)
+        del keep
+
+
+@pytest.mark.parametrize(
+    "strided", [lambda x: x.t(), lambda x: x[:, ::2], lambda x: x[0].expand(4, 4), lambda x: x[:0]]
+)
+def test_strides_and_gaps_are_kept(strided: Any) -> None:
+    f = lambda x: (x + 1, x.view_as(x))  # noqa: E731
+    g = compiled(f)
+    for _ in range(5):
+        x = strided(torch.randn(4, 4))
+        got, want = g(x), f(x)
+        assert_same(got, want)
+        assert [t.stride() for t in got] == [t.stride() for t in want]
+
+
+def test_the_least_recently_used_graph_goes() -> None:
+    g = compiled(lambda x: x * 2, max_graphs=2)
+    torch._dynamo.mark_dynamic(first := torch.randn(5), 0)
+    g(first)
+    with counted() as since:
+        for n in (2, 3, 4, 2, 3, 4):
+            for _ in range(3):
+                x = torch.randn(n)
+                assert_same(g(x), x * 2)
+    assert since.evictions >= 3 and graphmode.report().graphs <= 2
