@@ -164,8 +164,15 @@ class _Lowering(PropagateUnbackedSymInts):
             raise _MustBeOpaque(n.name, "part of its work is not seen by the dispatcher")
         silent = not made and not any(isinstance(t, torch.Tensor) for t in pytree.tree_leaves(result))
         if silent and not _harmless(n):
-            raise LoweringError(f"{_name(target)} leaves no trace")
+            self._keep_silent(n)
         return result
+
+    def _keep_silent(self, n: fx.Node) -> None:
+        """A call that no op stands for stays as it is, if nothing is made of what it gives."""
+        if n.users or n.all_input_nodes:
+            raise LoweringError(f"{_name(n.target)} leaves no trace")
+        with self._set_current_node(n):
+            _tracer().create_node(n.op, n.target, n.args, n.kwargs)
 
     def _constant(self, n: fx.Node) -> Any:
         value = self.fetch_attr(str(n.target))
