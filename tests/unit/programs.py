@@ -9,14 +9,16 @@ import torch
 import torch.fx as fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 aten = torch.ops.aten
 
 
 def traced(f: Callable[..., Any], *inputs: torch.Tensor) -> fx.GraphModule:
     """The ATen graph of `f`, with fake values on its nodes."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return make_fx(f, tracing_mode="real", pre_dispatch=True)(*[mode.from_tensor(x.detach()) for x in inputs])
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) as mode:
+        fakes = [mode.from_tensor(x.detach(), static_shapes=True) for x in inputs]
+        return make_fx(f, tracing_mode="real", pre_dispatch=True)(*fakes)
 
 
 def targets(gm: fx.GraphModule) -> list[Any]:

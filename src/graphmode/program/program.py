@@ -13,6 +13,7 @@ from graphmode.program.dead_code import remove_dead_code
 from graphmode.program.lines import line_of
 from graphmode.program.lower import LoweringError, lower
 from graphmode.program.no_ops import remove_no_ops
+from graphmode.program.scalar_operands import use_scalar_tensors
 from graphmode.program.single_cat import replace_single_cats
 from graphmode.program.written_arguments import use_written_arguments
 
@@ -20,6 +21,7 @@ PASSES: tuple[Callable[[fx.GraphModule], int], ...] = (
     use_written_arguments,
     remove_no_ops,
     replace_single_cats,
+    use_scalar_tensors,
     remove_dead_code,
 )
 
