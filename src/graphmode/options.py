@@ -31,7 +31,7 @@ class Options:
     mode: Mode = _option(
         "reduce-overhead",
         "reduce-overhead runs eager's kernels, bit for bit; max-autotune may take other kernels within a stated "
-        "tolerance, and has none yet: it gives the same; eager lowers and runs the program, captures nothing (debugging)",
+        "tolerance, and has none yet: it gives the same; eager lowers and runs the program, but captures nothing",
     )
     capture_after: int = _option(
         1, "live calls of a signature before it is captured; 0 captures at once, more keeps rare shapes live"

@@ -82,7 +82,7 @@ def test_regions_are_listed_oldest_first() -> None:
 
 def test_a_fall_back_under_require_is_counted_and_raised_with_its_line() -> None:
     r = region(require=True)
-    with pytest.raises(FallbackError, match="too hard at net.py:3"):
+    with pytest.raises(FallbackError, match=r"too hard at net\.py:3"):
         r.fall_back("too hard", "op", "net.py:3 in f: y")
     assert r.counters.fallbacks[("too hard", "op", "net.py:3 in f: y")].count == 1
 

@@ -19,7 +19,10 @@ def node_with(trace: str | None) -> fx.Node:
 
 
 def test_the_innermost_frame_is_taken() -> None:
-    trace = '  File "/home/me/run.py", line 3, in main\n    model(x)\n  File "/home/me/net.py", line 12, in forward\n    y = a + b\n'
+    trace = (
+        '  File "/home/me/run.py", line 3, in main\n    model(x)\n'
+        '  File "/home/me/net.py", line 12, in forward\n    y = a + b\n'
+    )
     assert line_of(node_with(trace)) == "net.py:12 in forward: y = a + b"
 
 

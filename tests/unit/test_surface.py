@@ -52,4 +52,4 @@ def test_a_compiled_model_has_the_model_s_attributes() -> None:
     g = graphmode.compile(net)
     assert g.weight is net.weight and list(g.parameters()) == list(net.parameters())
     with pytest.raises(AttributeError):
-        g.no_such_thing
+        _ = g.no_such_thing
