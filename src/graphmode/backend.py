@@ -8,7 +8,8 @@ from typing import Any
 import torch.fx as fx
 
 from graphmode.options import Options, resolve
-from graphmode.program.program import make_program
+from graphmode.program.program import Program, make_program
+from graphmode.runtime.modes import modes_of
 from graphmode.runtime.region import Region
 
 Compiled = Callable[..., Any]
@@ -31,11 +32,13 @@ def graphmode_backend(
         OptionError: an unknown option or a bad value.
     """
     resolved = resolve(options)
-    program = make_program(gm)
+    modes = modes_of(gm)
+    # Tracing loses inference mode: such a program is captured as Dynamo gave it.
+    program = Program(gm, not_lowered="it enters inference mode") if modes.inference else make_program(gm)
 
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args)  # Dynamo's own graph: eager's gradients
 
-    region = Region(program.gm, resolved, with_gradients)
+    region = Region(program.gm, resolved, with_gradients, modes)
     region.counters.lower_seconds = program.lower_seconds
     return region.run

@@ -19,17 +19,21 @@ import torch.fx as fx
 from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, device_named
 from graphmode.devices.cpu import CpuGraph
-from graphmode.errors import CaptureError, FallbackError
+from graphmode.errors import CaptureError, FallbackError, GraphModeError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
+from graphmode.runtime.modes import Modes
+from graphmode.runtime.resume import Resume
 from graphmode.runtime.signature import not_capturable, signature_of
 
 _numbers = itertools.count()
 _SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older ones start again
+
+_NO_MODES = Modes()
 
 WithGradients = Callable[[Sequence[Any]], Any]
 
@@ -37,7 +41,9 @@ WithGradients = Callable[[Sequence[Any]], Any]
 class Region:
     """Runs one program: live, captured, replayed, or in parts around calls that must run live."""
 
-    def __init__(self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients) -> None:
+    def __init__(
+        self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients, modes: Modes = _NO_MODES
+    ) -> None:
         self.number = next(_numbers)
         self.gm = gm
         self.options = options
@@ -56,7 +62,10 @@ class Region:
         self._table: dict[Hashable, DeviceGraph] = {}  # graphs of devices without a native runner
         self._lock = threading.RLock()
         self._device = device_named("cpu" if options.device == "auto" else options.device)
-        self.run = _C.Runner(self._miss)
+        self.run = _C.Runner(self._miss, self._go_on_live)
+        self.modes = modes
+        _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
+        self._resumes: dict[int, Resume] = {}
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
         found = find_breaks(gm)
@@ -66,9 +75,8 @@ class Region:
     # --- calls --------------------------------------------------------------------------------------------------
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Runs the program as it is, in the caller's autocast mode."""
-        with torch.no_grad():
-            return self._flat(self.gm(*args))
+        """Runs the program as it is, in the caller's modes. Nothing here needs gradients: see `_miss`."""
+        return self._flat(self.gm(*args))
 
     def _flat(self, results: Any) -> tuple[Any, ...]:
         return (results,) if self.single_result else tuple(results)
@@ -85,7 +93,8 @@ class Region:
             raise FallbackError(f"require=True: a call would run outside a graph: {reason}{where}")
 
     def _miss(self, *args: Any) -> tuple[Any, ...]:
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        grad = torch.is_grad_enabled() or self.modes.enables_grad
+        if grad and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             self.fall_back("an input needs gradients: the call runs under autograd, outside graphs")
             self.counters.live_calls += 1
             return tuple(self._with_gradients(args))
@@ -123,8 +132,7 @@ class Region:
         for op, reason, line in self.breaks:
             self.fall_back(reason, op, line)
             self.counters.breaks += 1
-        with torch.no_grad():
-            return self._flat(self.parts(*args))
+        return self._flat(self.parts(*args))
 
     def _replay(self, graph: DeviceGraph, args: Sequence[Any]) -> tuple[Any, ...]:
         self.counters.replays += 1
@@ -152,18 +160,19 @@ class Region:
     def _capture(self, key: Hashable, args: tuple[Any, ...]) -> tuple[Any, ...]:
         start = time.perf_counter()
         graph = self._device.graph()
-        located = Located(self.gm, graph.refusal)
+        located = Located(self.gm, graph)
+        graph.go_on_with(located.resume.needs)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in args]
         graph.capture_begin(inputs, located.line, self._constants)
         try:
-            with torch.no_grad(), uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
+            with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
                 results = self._flat(located.run(*args, enable_io_processing=False))
         except BaseException:
             graph.reset()
             raise
         try:
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
-            self._keep(key, graph, args, results)
+            self._keep(key, graph, args, results, located.resume)
         except CaptureError as error:
             # The captured calls ran: their results are this call's. Only later calls are affected.
             graph.reset()
@@ -181,7 +190,27 @@ class Region:
         op = _name(located.culprit.target) if located.culprit is not None else None
         self.fall_back(error.reason, op, error.line)
 
-    def _keep(self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...]) -> None:
+    def _go_on_live(
+        self, number: int, args: tuple[Any, ...], position: int, op: str, reason: str, *found: Any
+    ) -> tuple[Any, ...]:
+        """A replayed call gave other sizes: the rest of this call runs live, and that node is a break from now on."""
+        with self._lock:
+            resume = self._resumes.get(number)
+        if resume is None:
+            raise GraphModeError(f"{reason}, and the graph was dropped meanwhile; what came before it has happened")
+        results = self._flat(resume.go_on(args, position, op, *found))
+        node = resume.nodes[position]
+        with self._lock:
+            if self.parts is None:
+                self.clear()
+                self._split({node: f"{op} gives other sizes or strides from call to call"})
+        self.counters.live_calls += 1
+        self.fall_back(reason, op, line_of(node))
+        return results
+
+    def _keep(
+        self, key: Hashable, graph: DeviceGraph, args: tuple[Any, ...], results: tuple[Any, ...], resume: Resume
+    ) -> None:
         need = graph.bytes()
         cap = self.options.max_bytes
         if cap and max(need.arena, self._device.pool_bytes()) + need.fixed > cap:
@@ -192,7 +221,9 @@ class Region:
         graph.instantiate(poison=self.options.poison)
         with self._lock:
             if isinstance(graph, CpuGraph) and graph.executable is not None:
-                self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
+                number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
+                self.graphs[number] = graph
+                self._resumes[number] = resume
             else:
                 self.graphs[next(_numbers)] = self._table[key] = graph
             self.counters.captures += 1
@@ -202,8 +233,10 @@ class Region:
     def _evict(self) -> None:
         for number, _, _ in _C.runner_entries(self.run)[self.options.max_graphs :]:
             _C.runner_drop(self.run, number)
-            del self.graphs[number]
             self.counters.evictions += 1
+        kept = {number for number, _, _ in _C.runner_entries(self.run)}
+        for number in [n for n in self._resumes if n not in kept]:  # evicted, or dropped by the runner itself
+            del self.graphs[number], self._resumes[number]
         while len(self._table) > self.options.max_graphs:
             oldest = next(iter(self._table))
             gone = self._table.pop(oldest)
@@ -217,6 +250,7 @@ class Region:
             for number in list(self.graphs):
                 _C.runner_drop(self.run, number)
             self.graphs.clear()
+            self._resumes.clear()
             self._table.clear()
             self.refused.clear()
             self._seen.clear()
