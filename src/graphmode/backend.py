@@ -9,8 +9,9 @@ import torch
 import torch.fx as fx
 
 from graphmode.options import Options, resolve
-from graphmode.program.program import make_program
+from graphmode.program.program import Program, make_program
 from graphmode.runtime.frames import watch_frames
+from graphmode.runtime.modes import modes_of
 from graphmode.runtime.region import Region
 
 Compiled = Callable[..., Any]
@@ -36,13 +37,17 @@ def graphmode_backend(
         OptionError: an unknown option or a bad value.
     """
     resolved = resolve(options, mode)
-    program = make_program(gm, example_inputs)
+    modes = modes_of(gm)
+    # Tracing loses inference mode: such a program is captured as Dynamo gave it.
+    program = (
+        Program(gm, not_lowered="it enters inference mode") if modes.inference else make_program(gm, example_inputs)
+    )
 
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args)  # Dynamo's own graph: eager's gradients
 
     device = next((a.device.type for a in example_inputs if isinstance(a, torch.Tensor)), "cpu")
-    region = Region(program.gm, resolved, with_gradients, device)
+    region = Region(program.gm, resolved, with_gradients, modes, device)
     region.counters.lower_seconds = program.lower_seconds
     if program.not_lowered is not None:
         region.counters.notes[f"captured as Dynamo gave it, without passes: {program.not_lowered}"] = 1

@@ -5,11 +5,13 @@ Device semantics: inputs and outputs are the tensors of the capture, and a repla
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from graphmode.devices.adapter import device_named
 from graphmode.errors import CaptureError, StateError
@@ -55,7 +57,7 @@ class Graph:
         self._device = device_named(torch.device(device).type if device != "null" else "null")
         self._graph = self._device.graph()
         self._refuse: RefuseUnseen | None = None
-        self._generator: tuple[int, torch.Tensor] | None = None
+        self._thread = 0
         self._ready = False
         self._state: Literal["empty", "capturing", "captured"] = "empty"
 
@@ -69,7 +71,8 @@ class Graph:
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
         if self._device.is_capturing():
             raise StateError("a capture is already open on this thread: end it before you begin another")
-        self._generator = (torch.default_generator.initial_seed(), torch.get_rng_state())
+        self._refuse_modes()
+        self._thread = threading.get_ident()
         self._refuse = RefuseUnseen()
         self._refuse.__enter__()  # type: ignore[no-untyped-call]
         self._graph.capture_begin([], line_running, None)
@@ -84,10 +87,10 @@ class Graph:
         """
         if self._state != "capturing":
             raise StateError("capture_end without capture_begin")
+        self._on_own_thread("capture_end")
         self._leave()
         try:
             self._graph.capture_end(None)
-            self._check_generator()
         except CaptureError:
             self._graph.reset()
             self._state = "empty"
@@ -101,16 +104,29 @@ class Graph:
             self._refuse.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._refuse = None
 
-    def _check_generator(self) -> None:
-        assert self._generator is not None
-        seed, state = self._generator
-        seeded = torch.default_generator.initial_seed() != seed
-        if not self._graph.draws_random_numbers():
-            seeded = seeded or not torch.equal(state, torch.get_rng_state())
-        if seeded:
-            raise CaptureError(
-                "the block seeds torch's generator, which a replay would not do: seed before replay() instead"
+    def _on_own_thread(self, call: str) -> None:
+        if threading.get_ident() != self._thread:
+            raise StateError(f"{call} on another thread than capture_begin: a capture is the calling thread's alone")
+
+    def _refuse_modes(self) -> None:
+        modes = _get_current_dispatch_mode_stack()
+        if modes:
+            raise StateError(
+                f"a Python dispatch mode is active ({type(modes[-1]).__name__}), and under one torch takes other "
+                "kernels than a replay would find outside: leave it before the capture"
             )
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        """Lets the block draw from a generator besides torch's default one. Call it before the capture.
+
+        Source: torch/cuda/graphs.py of torch 2.13.
+
+        Raises:
+            StateError: a capture is open or done.
+        """
+        if self._state != "empty":
+            raise StateError("register_generator_state comes before the capture")
+        self._graph.register_generator(generator)
 
     def instantiate(self) -> None:
         """Resolves every address, once."""
@@ -126,6 +142,8 @@ class Graph:
             StateError: nothing was captured, or the graph was reset.
             InputError: a tensor the graph reads or writes was resized or moved since.
         """
+        if self._device.is_capturing():
+            raise StateError("replay inside a capture: no graph is part of another. Replay both, in turn")
         if not self._ready:
             if self._state != "captured":
                 raise StateError("replay before capture: nothing was captured, or the graph was reset")
@@ -134,6 +152,8 @@ class Graph:
 
     def reset(self) -> None:
         """Drops the recorded work and gives its memory back. The object can capture again."""
+        if self._state == "capturing":
+            self._on_own_thread("reset")
         self._leave()
         self._graph.reset()
         self._ready = False

@@ -61,6 +61,22 @@ class DeviceGraph(abc.ABC):
         """Whether the capture under way met something that can't be captured."""
         return False
 
+    def register_generator(self, generator: torch.Generator) -> None:
+        """Before the capture: a generator that the work may draw from, besides the default one."""
+        return
+
+    def at(self, position: int, op: str) -> None:
+        """Before each node of the program while it is captured: its number, and the op it calls."""
+        return
+
+    def find(self, tensor: torch.Tensor) -> tuple[str, int] | None:
+        """Where a tensor of the program lies while it is captured, for a device that can go on live half-way."""
+        return None
+
+    def go_on_with(self, needs: Callable[[int], tuple[list[int], list[int]]]) -> None:
+        """Before capture_end: who knows which values the rest of the program needs after a node."""
+        return
+
     @abc.abstractmethod
     def bytes(self) -> GraphBytes:
         """Memory the graph needs, after capture_end."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch._dynamo.callback import callback_handler
 
 from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
 from graphmode.errors import CaptureError, InputError, StateError
 from graphmode.inspect.dump import dump_rows
+
+# Dynamo's tracing runs calls on fake tensors, which are no work of a capture that goes on meanwhile.
+callback_handler.register_start_callback(lambda _: _C.pause_recording(True))
+callback_handler.register_end_callback(lambda _: _C.pause_recording(False))
 
 
 class CpuGraph(DeviceGraph):
@@ -19,6 +24,22 @@ class CpuGraph(DeviceGraph):
         self._capture: _C.Capture | None = None
         self._plan: _C.Plan | None = None
         self.executable: _C.Executable | None = None
+        self._needs: Callable[[int], tuple[list[int], list[int]]] | None = None
+        self._generators: list[torch.Generator] = []
+
+    def register_generator(self, generator: torch.Generator) -> None:
+        """A generator that the block may draw from, besides the default one."""
+        self._generators.append(generator)
+
+    def at(self, position: int, op: str) -> None:
+        if self._capture is not None:
+            self._capture.at(position, op)
+
+    def find(self, tensor: torch.Tensor) -> tuple[str, int] | None:
+        return None if self._capture is None else self._capture.find(tensor)
+
+    def go_on_with(self, needs: Callable[[int], tuple[list[int], list[int]]]) -> None:
+        self._needs = needs
 
     def capture_begin(
         self,
@@ -31,6 +52,8 @@ class CpuGraph(DeviceGraph):
         if _C.is_capturing():
             raise StateError("a capture is already open on this thread: end it before you begin another")
         capture = _C.Capture()
+        for generator in self._generators:
+            capture.generator(generator)
         capture.begin(list(inputs), locate, None if constants is None else list(constants))
         self._capture = capture
 
@@ -42,9 +65,11 @@ class CpuGraph(DeviceGraph):
         capture.end()
         if outputs is None:
             capture.fix_survivors()
+            if not capture.nodes and not capture.refusal[0]:
+                raise CaptureError("nothing was captured: the block computes nothing on the CPU")
         else:
             capture.outputs(list(outputs))
-        plan = capture.plan()
+        plan = capture.plan(self._needs)
         reason, line = capture.refusal
         if reason:
             raise CaptureError(reason + (f" ({line})" if line else ""), reason, line)
@@ -86,6 +111,8 @@ class CpuGraph(DeviceGraph):
             return self.executable.run(list(inputs))
         except _C.Moved as error:
             raise InputError(str(error)) from None
+        except _C.Diverged as error:
+            raise InputError(f"{error}: a raw graph can't go on; what came before it has happened") from None
 
     def reset(self) -> None:
         self.abandon()

@@ -1,7 +1,9 @@
 #include "executable.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <sys/mman.h>
 
@@ -14,18 +16,6 @@ namespace graphmode {
 
 namespace {
 
-std::pair<int64_t, int64_t> extent_bytes(const Value& v) {
-  int64_t last = 0;
-  for (size_t d = 0; d < v.sizes.size(); ++d) {
-    if (v.sizes[d] == 0) {
-      return {v.offset, v.offset};
-    }
-    last += (v.sizes[d] - 1) * v.strides[d];
-  }
-  const auto item = static_cast<int64_t>(v.dtype.itemsize());
-  return {v.offset * item, (v.offset + last + 1) * item};
-}
-
 at::Tensor tensor_over(const c10::Storage& storage, const Value& v) {
   auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(storage), v.keys, v.dtype);
   impl->set_sizes_and_strides(v.sizes, v.strides);
@@ -37,88 +27,44 @@ c10::Storage empty_storage(size_t nbytes) {
   return c10::Storage(c10::Storage::use_byte_size_t(), nbytes, at::DataPtr(nullptr, at::kCPU), nullptr, false);
 }
 
+void set_autocast(int8_t dtype) {
+  at::autocast::set_autocast_enabled(at::kCPU, dtype >= 0);
+  if (dtype >= 0) {
+    at::autocast::set_autocast_dtype(at::kCPU, static_cast<at::ScalarType>(dtype));
+  }
+}
+
+// Kernels that call other ops see the autocast mode of the capture; the caller's own comes back at the end.
+class Autocast {
+ public:
+  explicit Autocast(int8_t* now)
+      : enabled_(at::autocast::is_autocast_enabled(at::kCPU)),
+        dtype_(at::autocast::get_autocast_dtype(at::kCPU)),
+        was_(enabled_ ? static_cast<int8_t>(dtype_) : int8_t{-1}),
+        now_(now) {
+    *now_ = was_;
+  }
+  ~Autocast() {
+    if (*now_ != was_) {
+      at::autocast::set_autocast_enabled(at::kCPU, enabled_);
+      at::autocast::set_autocast_dtype(at::kCPU, dtype_);
+    }
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+
+ private:
+  bool enabled_;
+  at::ScalarType dtype_;
+  int8_t was_;
+  int8_t* now_;
+};
+
 void spoil(void* p, size_t n) {
   std::memset(p, 0xFF, n);  // not-a-number in every floating dtype
 }
 
 }  // namespace
-
-std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs) {
-  auto plan = std::make_shared<Plan>();
-  auto& t = *tape;
-  const int end = static_cast<int>(t.nodes.size());
-  for (const auto& out : outputs) {
-    if (out.value >= 0) {
-      auto& b = t.buffers[t.values[out.value].buffer];
-      b.last = end;
-      if (b.kind == BufferKind::Temp) {
-        b.kind = BufferKind::Output;
-        if (!b.written && b.nbytes > 0 && t.refusal.empty()) {
-          t.refusal = "an output is memory that no recorded call has written";
-        }
-      }
-    }
-  }
-  plan->offsets.assign(t.buffers.size(), -1);
-  std::vector<Lifetime> lifetimes;
-  std::vector<int> which;
-  for (size_t i = 0; i < t.buffers.size(); ++i) {
-    auto& b = t.buffers[i];
-    if (b.kind == BufferKind::Temp && !b.adopted) {
-      lifetimes.push_back({static_cast<int64_t>(b.nbytes), b.first, b.last});
-      which.push_back(static_cast<int>(i));
-    } else if (b.kind == BufferKind::Output) {
-      plan->output_bytes += b.nbytes;
-    } else if (b.kind == BufferKind::Fixed) {
-      plan->fixed_bytes += b.nbytes;
-    }
-  }
-  const auto placement = place(lifetimes);
-  for (size_t i = 0; i < which.size(); ++i) {
-    plan->offsets[which[i]] = placement.offsets[i];
-  }
-  plan->arena_bytes = static_cast<size_t>(placement.total);
-  plan->input_written.assign(t.inputs.size(), false);
-  plan->input_extent.assign(t.inputs.size(), {0, 0});
-  std::vector<bool> buffer_written(t.buffers.size(), false);
-  for (const auto& node : t.nodes) {
-    for (int b : node.written_buffers) {
-      buffer_written[b] = true;
-    }
-    switch (node.tier) {
-      case Tier::Held:
-        ++plan->held;
-        break;
-      case Tier::Out:
-        ++plan->out;
-        break;
-      case Tier::Boxed:
-        ++plan->boxed;
-    }
-  }
-  for (size_t i = 0; i < t.inputs.size(); ++i) {
-    if (t.inputs[i] < 0) {
-      continue;
-    }
-    const auto& v = t.values[t.inputs[i]];
-    if (buffer_written[v.buffer]) {
-      plan->mutated_inputs.push_back(static_cast<int>(i));
-      plan->input_written[i] = true;
-    }
-    plan->input_extent[i] = extent_bytes(v);
-  }
-  for (const auto& v : t.values) {
-    const auto& b = t.buffers[v.buffer];
-    if (b.kind == BufferKind::Input) {
-      auto [lo, hi] = extent_bytes(v);
-      auto& e = plan->input_extent[b.input];
-      e = {std::min(e.first, lo), std::max(e.second, hi)};
-    }
-  }
-  plan->outputs = std::move(outputs);
-  plan->tape = std::move(tape);
-  return plan;
-}
 
 struct Patch {
   at::TensorIteratorBase* iterator;
@@ -188,6 +134,8 @@ struct Step {
   std::vector<TensorRef> out;
   std::vector<int> release;  // adopted buffers whose last use this is
   bool adopts = false;
+  bool copies = false;  // the results are new memory, and go where the plan has them
+  int8_t autocast = -1;
 };
 
 class Instance {
@@ -249,6 +197,13 @@ class Instance {
   std::atomic<bool> busy{false};
 
   std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
+    check_fixed();
+    struct Forget {
+      Instance* i;
+      ~Forget() {
+        i->forget();
+      }
+    } forget{this};
     for (const auto& b : bindings_) {
       slots_[b.slot].bind(const_cast<char*>(first[b.input]) - b.distance);
     }
@@ -258,23 +213,25 @@ class Instance {
       bind_arena(*lease);
     }
     bind_outputs();
-    check_fixed();
-    {
+    const int end = until < 0 ? static_cast<int>(steps_.size()) : until;
+    int i = 0;
+    try {
       at::AutoDispatchBelowADInplaceOrView below;
       at::NoGradGuard no_grad;
-      try {
-        const int end = until < 0 ? static_cast<int>(steps_.size()) : until;
-        for (int i = 0; i < end; ++i) {
-          execute(steps_[i]);
-        }
-      } catch (...) {
-        forget();
-        throw;
+      Autocast as_before(&autocast_);
+      for (; i < end; ++i) {
+        execute(steps_[i]);
       }
+    } catch (Diverged& d) {
+      bump_versions(inputs, i);
+      collect(d, inputs);
+      throw;
+    } catch (...) {
+      bump_versions(inputs, i);
+      throw;
     }
-    auto results = take_outputs(inputs);
-    forget();
-    return results;
+    bump_versions(inputs, end);
+    return make_outputs(plan_, inputs, adopted_, boxed_);
   }
 
  private:
@@ -307,6 +264,7 @@ class Instance {
       s.out.clear();
       return;
     }
+    s.autocast = node.autocast;
     s.args.reserve(node.args.size());
     for (const auto& a : node.args) {
       const bool tensors = a.isList() && !a.isIntList() && !a.isDoubleList() && !a.isBoolList();
@@ -344,10 +302,15 @@ class Instance {
       const auto& entry = held_ops().at(node.held);
       const bool writes = std::find(node.writes.begin(), node.writes.end(), true) != node.writes.end();
       const auto taken = s.args.size() - (writes && !entry.inplace_self ? entry.outputs : 0);
-      s.owned = entry.make(c10::ArrayRef<c10::IValue>(s.args.data(), taken), outs);
-      s.kernel = s.owned.get();
-      patch(s.kernel->iterator());
-      s.args.clear();
+      try {
+        s.owned = entry.make(c10::ArrayRef<c10::IValue>(s.args.data(), taken), outs);
+        s.kernel = s.owned.get();
+        patch(s.kernel->iterator());
+        s.args.clear();
+      } catch (const NotHoldable&) {  // proved on copies, which no longer stand to each other as these do
+        s.tier = Tier::Boxed;
+        s.copies = !writes;
+      }
     } else if (node.tier == Tier::Out) {
       s.op = *node.out_op;
       for (auto& o : outs) {
@@ -392,12 +355,81 @@ class Instance {
         throw Moved("memory that the graph reads or writes was moved since the capture: capture again");
       }
     }
-    for (const auto& met : t_.met) {
-      const auto& v = t_.values[met.value];
-      if (met.raw->sizes() != c10::IntArrayRef(v.sizes)) {
-        throw Moved("a captured tensor had sizes " + c10::str(c10::IntArrayRef(v.sizes)) + " and has " +
-                    c10::str(met.raw->sizes()) + " now: capture again");
+    for (size_t i = 0; i < t_.met.size(); ++i) {
+      const auto& met = t_.met[i];
+      if (!met.alive()) {
+        continue;
       }
+      const auto& v = t_.values[met.value];
+      auto* t = met.raw;
+      if (t->unsafe_storage().unsafeGetStorageImpl() != t_.buffers[v.buffer].fixed.unsafeGetStorageImpl()) {
+        throw Moved("a captured tensor of sizes " + c10::str(t->sizes()) + " has other memory now: capture again");
+      }
+      if (!met.inside && (t->sizes() != c10::IntArrayRef(v.sizes) || t->strides() != c10::IntArrayRef(v.strides) ||
+                          t->storage_offset() != v.offset || t->dtype() != v.dtype)) {
+        throw Moved(c10::str("a captured tensor had sizes ", c10::IntArrayRef(v.sizes), ", strides ",
+                             c10::IntArrayRef(v.strides), " and dtype ", v.dtype.name(), ", and has ", t->sizes(), ", ",
+                             t->strides(), " and ", t->dtype().name(), " now: capture again"));
+      }
+      TORCH_CHECK(
+          !t->is_inference() || plan_.met_written_from[i] == static_cast<int>(steps_.size()) ||
+              c10::InferenceMode::is_enabled(),
+          "Inplace update to inference tensor outside InferenceMode is not allowed: the graph writes one that it "
+          "was captured on");
+    }
+  }
+
+  // Kernels are called below the key that would do it. `ran`: the last node that may have written.
+  void bump_versions(at::ArrayRef<const at::Tensor*> inputs, int ran) const {
+    const auto bump = [](c10::TensorImpl* t) {
+      if (!t->is_inference()) {
+        t->bump_version();
+      }
+    };
+    for (size_t k = 0; k < plan_.mutated_inputs.size(); ++k) {
+      if (plan_.mutated_from[k] <= ran) {
+        bump(inputs[plan_.mutated_inputs[k]]->unsafeGetTensorImpl());
+      }
+    }
+    for (size_t k = 0; k < t_.met.size(); ++k) {
+      if (plan_.met_written_from[k] <= ran && plan_.met_written_from[k] < static_cast<int>(steps_.size()) &&
+          t_.met[k].alive()) {
+        bump(t_.met[k].raw);
+      }
+    }
+  }
+
+  // What the rest of the program needs, while this replay's memory still holds it.
+  void collect(Diverged& d, at::ArrayRef<const at::Tensor*> inputs) {
+    if (!plan_.needs) {
+      return;
+    }
+    const auto [values, boxed] = plan_.needs(d.position);
+    std::unordered_map<int, c10::Storage> copied;  // the arena is the next replay's
+    for (int id : values) {
+      const auto& v = t_.values[id];
+      const auto& b = t_.buffers[v.buffer];
+      if (b.kind == BufferKind::Input) {
+        d.values.emplace_back(id, over_input(t_, v, *inputs[b.input]));
+        continue;
+      }
+      auto storage = b.kind == BufferKind::Fixed ? b.fixed : adopted_[v.buffer];
+      if (!storage) {
+        auto& copy = copied[v.buffer];
+        if (!copy) {
+          auto* allocator = c10::GetCPUAllocator();
+          copy =
+              c10::Storage(c10::Storage::use_byte_size_t(), b.nbytes, allocator->allocate(b.nbytes), allocator, true);
+          if (b.nbytes > 0 && plan_.offsets[v.buffer] >= 0) {  // else it is dead: only its size is asked for
+            std::memcpy(copy.mutable_data(), slots_[v.buffer].bound, b.nbytes);
+          }
+        }
+        storage = copy;
+      }
+      d.values.emplace_back(id, tensor_over(storage, v));
+    }
+    for (int id : boxed) {
+      d.boxed.emplace_back(id, boxed_[id].isTensor() ? boxed_[id].toTensor() : at::Tensor());
     }
   }
 
@@ -444,6 +476,10 @@ class Instance {
           stack_[ref.arg].toList().set(ref.item, boxed_[id]);
         }
       }
+      if (s.autocast != autocast_) {
+        set_autocast(s.autocast);
+        autocast_ = s.autocast;
+      }
       if (s.keys.empty()) {
         s.op->callBoxed(stack_);
       } else {
@@ -451,6 +487,8 @@ class Instance {
       }
       if (s.adopts) {
         adopt(s);
+      } else if (s.copies) {
+        copy_results(s);
       }
       stack_.clear();
     }
@@ -473,9 +511,12 @@ class Instance {
       const auto& r = result.toTensor();
       if (r.sizes() != c10::IntArrayRef(v.sizes) || r.strides() != c10::IntArrayRef(v.strides) ||
           r.dtype() != v.dtype || r.storage_offset() != v.offset || !is_plain(r)) {
-        throw Diverged(s.node, c10::toString(t_.nodes[s.node].op.operator_name()) + " gave a tensor of sizes " +
-                                   c10::str(r.sizes()) + " where the capture saw " +
-                                   c10::str(c10::IntArrayRef(v.sizes)));
+        Diverged d(s.node, t_.nodes[s.node].position, c10::toString(t_.nodes[s.node].op.operator_name()),
+                   c10::str(t_.nodes[s.node].op.operator_name(), " gave a tensor of sizes ", r.sizes(), " and strides ",
+                            r.strides(), " where the capture saw ", c10::IntArrayRef(v.sizes), " and ",
+                            c10::IntArrayRef(v.strides)));
+        d.results = stack_;
+        throw d;
       }
       if (t_.buffers[v.buffer].kind == BufferKind::Fixed) {
         held_value(ref.value).copy_(r);  // a raw graph's output: its address is the caller's to rely on
@@ -486,57 +527,16 @@ class Instance {
     }
   }
 
+  void copy_results(Step& s) {
+    for (const auto& ref : s.out) {
+      if (ref.value >= 0) {
+        held_value(ref.value).copy_((ref.item < 0 ? stack_[ref.arg] : item_of(stack_[ref.arg], ref.item)).toTensor());
+      }
+    }
+  }
+
   static c10::IValue item_of(const c10::IValue& list, int i) {
     return list.toListRef()[i];
-  }
-
-  std::vector<at::Tensor> take_outputs(at::ArrayRef<const at::Tensor*> inputs) {
-    std::vector<at::Tensor> results;
-    results.reserve(plan_.outputs.size());
-    std::unordered_map<int, size_t> first_over;  // output buffer -> result whose version counter its aliases share
-    for (const auto& out : plan_.outputs) {
-      if (out.same_as_input >= 0) {
-        results.push_back(*inputs[out.same_as_input]);
-        continue;
-      }
-      if (out.boxed >= 0) {
-        results.push_back(boxed_[out.boxed].toTensor());
-        continue;
-      }
-      const auto& v = t_.values[out.value];
-      const auto& b = t_.buffers[v.buffer];
-      if (b.kind == BufferKind::Input) {
-        const auto& base = *inputs[b.input];
-        const auto& base_value = t_.values[t_.inputs[b.input]];
-        auto impl = c10::make_intrusive<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()),
-                                                         view_keys(base, v), v.dtype);
-        impl->set_sizes_and_strides(v.sizes, v.strides);
-        const auto item = static_cast<int64_t>(v.dtype.itemsize());
-        impl->set_storage_offset(v.offset + (base.storage_offset() - base_value.offset) *
-                                                static_cast<int64_t>(base_value.dtype.itemsize()) / item);
-        if (!base.is_inference()) {
-          impl->set_version_counter(base.unsafeGetTensorImpl()->version_counter());
-        }
-        results.emplace_back(std::move(impl));
-        continue;
-      }
-      const auto& storage = b.kind == BufferKind::Fixed ? b.fixed : adopted_[v.buffer];
-      auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(storage), v.keys, v.dtype);
-      impl->set_sizes_and_strides(v.sizes, v.strides);
-      impl->set_storage_offset(v.offset);
-      auto [it, fresh] = first_over.emplace(v.buffer, results.size());
-      if (!fresh && !impl->is_inference()) {
-        impl->set_version_counter(results[it->second].unsafeGetTensorImpl()->version_counter());
-      }
-      results.emplace_back(std::move(impl));
-    }
-    return results;
-  }
-
-  // A view has its base's keys, and math bits of its own.
-  static c10::DispatchKeySet view_keys(const at::Tensor& base, const Value& v) {
-    const c10::DispatchKeySet math({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
-    return (base.unsafeGetTensorImpl()->key_set() - math) | (v.keys & math);
   }
 
   void forget() {
@@ -567,6 +567,7 @@ class Instance {
   std::vector<const Slot*> fixed_;
   std::vector<Step> steps_;
   torch::jit::Stack stack_;
+  int8_t autocast_ = -1;  // as it is set while the steps run
   uint64_t arena_serial_ = 0;
 };
 

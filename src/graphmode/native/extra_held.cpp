@@ -13,8 +13,12 @@ namespace {
 class HeldCopy final : public Kernel {
  public:
   HeldCopy(Args args, Outs outs) : self_(outs[0]), src_(args[1].toTensor()) {
-    if (self_.is_same(src_) || self_.is_conj() != src_.is_conj() || self_.is_neg() != src_.is_neg()) {
-      throw NotHoldable{"copy_ between tensors that differ in a math bit, or onto itself"};
+    if (self_.is_conj() != src_.is_conj() || self_.is_neg() != src_.is_neg()) {
+      throw NotHoldable{"copy_ between tensors that differ in a math bit"};
+    }
+    if (self_.storage().is_alias_of(src_.storage()) && self_.storage_offset() == src_.storage_offset() &&
+        self_.sizes() == src_.sizes() && self_.strides() == src_.strides() && self_.dtype() == src_.dtype()) {
+      return;  // `x[i] += 1` ends in a copy onto itself: nothing to do, in eager either
     }
     iterator_ = at::TensorIteratorConfig()
                     .add_output(self_)
@@ -25,12 +29,12 @@ class HeldCopy final : public Kernel {
                     .build();
   }
   void run() override {
-    if (iterator_.numel() > 0) {
+    if (iterator_.ntensors() > 0 && iterator_.numel() > 0) {
       at::native::copy_stub(at::kCPU, iterator_, false);
     }
   }
   at::TensorIteratorBase* iterator() override {
-    return &iterator_;
+    return iterator_.ntensors() > 0 ? &iterator_ : nullptr;
   }
   static std::unique_ptr<Kernel> make(Args a, Outs o) {
     return std::make_unique<HeldCopy>(a, o);

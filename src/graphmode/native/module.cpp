@@ -1,4 +1,5 @@
 // Python bindings: capture, executable, planner, arena. Types are declared in ../_C.pyi.
+#include <ATen/CPUGeneratorImpl.h>
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -37,7 +38,12 @@ class Capture {
       inputs.push_back(t.value_or(at::Tensor()));
     }
     declare_inputs(*tape_, inputs);
-    if (constants) {
+    if (!constants) {
+      generators_.push_back(at::detail::getDefaultCPUGenerator());
+      for (const auto& g : generators_) {
+        tape_->drawn.push_back({g, state_of(g)});
+      }
+    } else {
       tape_->constants.emplace();
       for (const auto& t : *constants) {
         if (t.has_storage()) {
@@ -59,6 +65,38 @@ class Capture {
     tape_->locate = nullptr;
   }
 
+  // A generator that the block may draw from, besides the default one.
+  void generator(const at::Generator& g) {
+    generators_.push_back(g);
+  }
+
+  // The program's node that runs next, and the op it calls.
+  void at(int position, std::string op) {
+    tape_->position = position;
+    tape_->position_op = std::move(op);
+  }
+
+  // Where the graph has a tensor of the program: which kind of place, and its number there.
+  std::optional<std::pair<std::string, int>> find(const at::Tensor& t) {
+    auto* impl = t.unsafeGetTensorImpl();
+    auto same = std::find(impls_.begin(), impls_.end(), impl);
+    if (same != impls_.end()) {
+      return std::make_pair("input", static_cast<int>(same - impls_.begin()));
+    }
+    auto it = tape_->boxed_by_impl.find(impl);
+    if (it != tape_->boxed_by_impl.end()) {
+      return std::make_pair("boxed", it->second);
+    }
+    if (!is_plain(t)) {
+      return std::nullopt;
+    }
+    auto buffer = tape_->by_storage.find(t.storage().unsafeGetStorageImpl());
+    if (buffer == tape_->by_storage.end()) {
+      return std::nullopt;
+    }
+    return std::make_pair("value", tape_->value_of(t, tape_->buffers[buffer->second].last, BufferKind::Temp));
+  }
+
   // The program's results become outputs: fresh memory at each replay.
   std::vector<int> outputs(const std::vector<at::Tensor>& tensors) {
     std::vector<int> indices;
@@ -69,6 +107,8 @@ class Capture {
         ref.same_as_input = static_cast<int>(same - impls_.begin());
       } else if (is_plain(t)) {
         ref.value = tape_->value_of(t, static_cast<int>(tape_->nodes.size()), BufferKind::Fixed);
+        ref.inference = t.is_inference();
+        ref.view = t.is_view();
       } else {
         auto it = tape_->boxed_by_impl.find(t.unsafeGetTensorImpl());
         if (it == tape_->boxed_by_impl.end()) {
@@ -80,7 +120,33 @@ class Capture {
       indices.push_back(static_cast<int>(outputs_.size()));
       outputs_.push_back(ref);
     }
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (outputs_[i].view) {
+        find_base(tensors, i);
+      }
+    }
     return indices;
+  }
+
+  // What an output is a view of, where another output shows it: an update of one must reach the other's gradient.
+  void find_base(const std::vector<at::Tensor>& tensors, size_t i) {
+    auto& out = outputs_[i];
+    const int buffer = tape_->values[out.value].buffer;
+    if (tape_->buffers[buffer].kind != BufferKind::Temp) {
+      return;
+    }
+    const at::Tensor base(tensors[i]._base());
+    bool others = false;
+    for (size_t j = 0; j < tensors.size(); ++j) {
+      if (tensors[j].is_same(base)) {
+        out.base = static_cast<int>(j);
+        return;
+      }
+      others = others || (j != i && outputs_[j].value >= 0 && tape_->values[outputs_[j].value].buffer == buffer);
+    }
+    if (others && is_plain(base)) {
+      out.hidden = tape_->value_of(base, static_cast<int>(tape_->nodes.size()), BufferKind::Temp);
+    }
   }
 
   // Raw graphs: whatever the program still holds keeps its address.
@@ -97,6 +163,21 @@ class Capture {
         }
       }
     }
+    for (auto& m : tape_->made) {
+      const auto& b = tape_->buffers[tape_->values[m.value].buffer];
+      if (m.alive() && b.kind == BufferKind::Fixed &&
+          m.raw->unsafe_storage().unsafeGetStorageImpl() == b.fixed.unsafeGetStorageImpl()) {
+        m.inside = true;
+        tape_->met.push_back(std::move(m));
+      }
+    }
+    tape_->made.clear();
+    for (const auto& d : tape_->drawn) {
+      if (!d.state.equal(state_of(d.generator))) {
+        tape_->refuse("the block seeds a generator, which a replay would not do: seed it before replay() instead");
+      }
+    }
+    tape_->drawn.clear();
   }
 
   // A raw graph writes its results where they are, which only plain memory allows.
@@ -108,14 +189,17 @@ class Capture {
     }
   }
 
-  std::shared_ptr<Plan> plan() {
+  using Needs = std::function<std::pair<std::vector<int>, std::vector<int>>(int)>;
+  std::shared_ptr<Plan> plan(Needs needs) {
     for (auto& b : tape_->buffers) {
       b.seen.reset();
     }
     tape_->by_storage.clear();
     tape_->boxed_by_impl.clear();
     tape_->met_index.clear();
-    return make_plan(tape_, outputs_);
+    auto plan = make_plan(tape_, outputs_);
+    plan->needs = std::move(needs);
+    return plan;
   }
 
   std::pair<std::string, std::string> refusal() const {
@@ -131,6 +215,7 @@ class Capture {
  private:
   std::shared_ptr<Tape> tape_;
   std::vector<c10::TensorImpl*> impls_;
+  std::vector<at::Generator> generators_;
   std::vector<OutputRef> outputs_;
 };
 
@@ -229,7 +314,10 @@ PYBIND11_MODULE(_C, m) {
       .def("end", &Capture::end)
       .def("outputs", &Capture::outputs)
       .def("fix_survivors", &Capture::fix_survivors)
-      .def("plan", &Capture::plan)
+      .def("plan", &Capture::plan, py::arg("needs") = nullptr)
+      .def("generator", &Capture::generator)
+      .def("at", &Capture::at)
+      .def("find", &Capture::find)
       .def_property_readonly("refusal", &Capture::refusal)
       .def_property_readonly("nodes", &Capture::nodes)
       .def_property_readonly("random_nodes", &Capture::random_nodes);
@@ -244,6 +332,7 @@ PYBIND11_MODULE(_C, m) {
       .def("run", &run_checked, py::arg("inputs"), py::arg("until") = -1)
       .def_property_readonly("instances", &Executable::instances);
 
+  m.def("pause_recording", &pause_recording, py::arg("pause"));
   m.def("is_capturing", [] { return recording() != nullptr; });
   m.def("is_plain", [](const at::Tensor& t) { return is_plain(t); });
   m.def("mode_bits", &mode_bits);

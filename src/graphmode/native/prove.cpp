@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <unordered_set>
 
 #include "held.h"
+#include "op_kinds.h"
 #include "recorder.h"
 
 namespace graphmode {
@@ -21,11 +23,6 @@ using Values = std::vector<c10::IValue>;
 
 // Not-a-number in every floating dtype: a kernel that reads its output before writing it can't hide behind rounding.
 constexpr int kGarbage = 0xFF;
-
-std::string full_name(const c10::OperatorHandle& op) {
-  const auto& n = op.operator_name();
-  return n.overload_name.empty() ? n.name : n.name + "." + n.overload_name;
-}
 
 template <class F>
 c10::IValue map_tensors(const c10::IValue& v, F&& f) {
@@ -182,7 +179,10 @@ Values call(const c10::OperatorHandle& op, const Values& args) {
 std::string describe(const c10::OperatorHandle& op, const Values& args) {
   std::ostringstream s;
   s << full_name(op) << '|' << at::get_num_threads();
-  std::unordered_map<const void*, int> storages;
+  if (at::autocast::is_autocast_enabled(at::kCPU)) {
+    s << 'a' << static_cast<int>(at::autocast::get_autocast_dtype(at::kCPU));
+  }
+  std::unordered_map<const void*, std::pair<int, int64_t>> storages;  // number, offset of the first tensor in bytes
   for (const auto& v : args) {
     s << '|';
     if (v.isTensor() || (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList())) {
@@ -190,10 +190,12 @@ std::string describe(const c10::OperatorHandle& op, const Values& args) {
         s << t.dtype().name() << t.sizes() << t.strides() << plain_keys(t).raw_repr()
           << (t.unsafeGetTensorImpl()->is_wrapped_number() ? 'w' : ' ');
         if (t.has_storage()) {
-          auto [it, fresh] = storages.emplace(t.storage().unsafeGetStorageImpl(), static_cast<int>(storages.size()));
-          s << '#' << it->second;
+          const auto offset = t.storage_offset() * static_cast<int64_t>(t.itemsize());
+          auto [it, fresh] = storages.emplace(t.storage().unsafeGetStorageImpl(),
+                                              std::make_pair(static_cast<int>(storages.size()), offset));
+          s << '#' << it->second.first;
           if (!fresh) {
-            s << '@' << t.storage_offset();
+            s << '@' << offset - it->second.second;
           }
         }
         return t;
@@ -448,10 +450,10 @@ std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op) {
 
 Proof Proof::begin(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args, const Node& node) {
   Proof p;
-  if (node.random) {
-    return p;
-  }
   const auto name = full_name(op);
+  if (node.random || !known(name)) {
+    return p;  // an op that is not torch's runs once: what else it does, nobody knows
+  }
   auto held = held_ops().find(name);
   const bool writes = std::find(node.writes.begin(), node.writes.end(), true) != node.writes.end();
   p.candidate_ = held != held_ops().end() || (!writes && out_variant(op).has_value());

@@ -1,12 +1,16 @@
 #include "recorder.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <mutex>
 #include <unordered_set>
 
+#include "op_kinds.h"
 #include "prove.h"
 
 // The key `Fake` stands right above the backends and below everything that rewrites a call (functionalisation, lazy
@@ -17,110 +21,7 @@ namespace graphmode {
 namespace {
 constexpr auto kKey = c10::DispatchKey::Fake;
 thread_local std::shared_ptr<Tape> current;
-
-using Names = std::unordered_set<std::string>;
-
-std::string full_name(const c10::OperatorHandle& op) {
-  const auto& n = op.operator_name();
-  return n.overload_name.empty() ? n.name : n.name + "." + n.overload_name;
-}
-
-// Composites whose inside is only dispatched calls: record the inside, which can be planned, rather than the whole.
-bool transparent(const c10::OperatorHandle& op) {
-  static const Names explicit_ones = {
-      "aten::clone",           "aten::_to_copy",  "aten::zeros",       "aten::ones",        "aten::full",
-      "aten::zeros_like",      "aten::ones_like", "aten::full_like",   "aten::new_zeros",   "aten::new_ones",
-      "aten::new_full",        "aten::embedding", "aten::add.Scalar",  "aten::sub.Scalar",  "aten::mul.Scalar",
-      "aten::div.Scalar",      "aten::repeat",    "aten::rsub.Scalar", "aten::convolution", "aten::_convolution",
-      "aten::lift_fresh_copy",
-  };
-  if (explicit_ones.count(full_name(op))) {
-    return true;
-  }
-  return op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
-         !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
-}
-
-// Allocations: the plan gives the memory, nothing runs at replay.
-bool allocates(const std::string& name) {
-  static const Names names = {
-      "aten::empty.memory_format", "aten::empty_like",        "aten::empty_strided",
-      "aten::new_empty",           "aten::new_empty_strided",
-  };
-  return names.count(name) > 0;
-}
-
-// Calls that return no tensor yet read no data: their result follows from what the signature already holds.
-bool reads_metadata(const std::string& name) {
-  static const Names names = {
-      "aten::size",
-      "aten::size.int",
-      "aten::sym_size",
-      "aten::sym_size.int",
-      "aten::stride",
-      "aten::stride.int",
-      "aten::sym_stride",
-      "aten::sym_stride.int",
-      "aten::sym_numel",
-      "aten::numel",
-      "aten::dim",
-      "aten::sym_storage_offset",
-      "aten::is_same_size",
-      "aten::is_set_to",
-      "aten::result_type.Tensor",
-      "aten::can_cast",
-      "aten::is_contiguous",
-      "aten::is_contiguous.memory_format",
-      "aten::is_strides_like_format",
-      "aten::is_non_overlapping_and_dense",
-      "aten::sym_is_contiguous",
-      "aten::_is_zerotensor",
-      "aten::_has_compatible_shallow_copy_type",
-      "aten::is_pinned",
-      "aten::_version",
-      "aten::output_nr",
-      "aten::_nested_tensor_size",
-      "aten::dense_dim",
-      "aten::sparse_dim",
-      "aten::_dimI",
-      "aten::_dimV",
-      "aten::is_coalesced",
-      "aten::qscheme",
-      "aten::q_scale",
-      "aten::q_zero_point",
-      "aten::q_per_channel_axis",
-  };
-  return names.count(name) > 0;
-}
-
-// Changes where or how large a tensor is: nothing to replay on our own memory, and no way to replay it on a caller's.
-bool changes_metadata(const c10::OperatorHandle& op, const std::string& name) {
-  static const Names names = {
-      "aten::resize_",
-      "aten::resize_as_",
-      "aten::set_data",
-      "aten::set_",
-      "aten::set_.source_Storage",
-      "aten::set_.source_Storage_storage_offset",
-      "aten::set_.source_Tensor",
-      "aten::set_.source_Tensor_storage_offset",
-  };
-  return op.hasTag(at::Tag::inplace_view) || names.count(name) > 0;
-}
-
-// Indexing has an output of fixed size, but for a mask, whose set elements count.
-bool sizes_follow(const std::string& name, const std::vector<c10::IValue>& args) {
-  if (name != "aten::index.Tensor" && name != "aten::index.Tensor_out") {
-    return false;
-  }
-  for (const auto& item : args[1].toListRef()) {
-    if (item.isTensor() && item.toTensor().defined() &&
-        (item.toTensor().scalar_type() == at::kBool || item.toTensor().scalar_type() == at::kByte)) {
-      return false;
-    }
-  }
-  return true;
-}
+thread_local int inside = 0;  // composites of torch's own around the running call
 
 template <class F>
 void for_each_tensor(const c10::IValue& v, F&& f) {
@@ -168,6 +69,11 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
           {c10::weak_intrusive_ptr<c10::TensorImpl>(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl)), impl,
            ref.value});
     }
+    if (result && tape.raw()) {
+      tape.made.push_back(
+          {c10::weak_intrusive_ptr<c10::TensorImpl>(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl)), impl,
+           ref.value});
+    }
   } else {
     auto [it, fresh] = tape.boxed_by_impl.emplace(t.unsafeGetTensorImpl(), tape.boxed);
     if (fresh) {
@@ -182,6 +88,52 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
     ref.boxed = it->second;
   }
   to.push_back(ref);
+}
+
+int8_t autocast_now() {
+  return at::autocast::is_autocast_enabled(at::kCPU) ? static_cast<int8_t>(at::autocast::get_autocast_dtype(at::kCPU))
+                                                     : int8_t{-1};
+}
+
+// `wanted`: an overload, or an op of which any will do.
+bool calls(const std::string& wanted, const c10::OperatorHandle& op) {
+  return wanted == full_name(op) || wanted == op.operator_name().name;
+}
+
+at::Generator generator_of(const std::vector<c10::IValue>& args) {
+  for (const auto& a : args) {
+    if (a.isGenerator()) {
+      return a.toGenerator();
+    }
+  }
+  return at::detail::getDefaultCPUGenerator();
+}
+
+Drawn* drawn_from(Tape& tape, const at::Generator& generator) {
+  for (auto& d : tape.drawn) {
+    if (d.generator == generator) {
+      return &d;
+    }
+  }
+  return nullptr;
+}
+
+// Seeding is no call of an op: it shows as a state that the last draw did not leave.
+void check_generator(Tape& tape, const std::vector<c10::IValue>& args) {
+  auto* last = drawn_from(tape, generator_of(args));
+  if (last == nullptr) {
+    tape.refuse(
+        "a draw from a generator that the graph does not know, which the block may have seeded: call "
+        "register_generator_state(generator) before the capture");
+  } else if (!last->state.equal(state_of(last->generator))) {
+    tape.refuse("the block seeds a generator, which a replay would not do: seed it before replay() instead");
+  }
+}
+
+void remember_generator(Tape& tape, const std::vector<c10::IValue>& args) {
+  if (auto* last = drawn_from(tape, generator_of(args))) {
+    last->state = state_of(last->generator);
+  }
 }
 
 // Memory that is read must have been written by a recorded call: else something wrote it that the recorder did not see.
@@ -337,7 +289,17 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
   const auto count = static_cast<std::ptrdiff_t>(schema.arguments().size());
   const std::vector<c10::IValue> args(stack->end() - count, stack->end());
   const auto first = tape.nodes.size();
-  op.redispatchBoxed(below, stack);
+  {
+    const int outer = inside;
+    inside += known(full_name(op)) ? 1 : 0;
+    struct Leave {
+      int outer;
+      ~Leave() {
+        inside = outer;
+      }
+    } leave{outer};
+    op.redispatchBoxed(below, stack);
+  }
   if (!tape.refusal.empty() || &tape != current.get()) {
     return;
   }
@@ -393,8 +355,13 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
     }
   }
   node.note = "computes inside a composite";
+  node.position = tape.position;
+  node.autocast = autocast_now();
   forget_tensors(node);
   tape.random_nodes += node.random ? 1 : 0;
+  if (node.random && tape.raw()) {
+    remember_generator(tape, args);
+  }
   node.line = tape.line();
   tape.nodes.push_back(std::move(node));
 }
@@ -405,6 +372,9 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   if (tape == nullptr) {
     call_below(op, below, stack);
     return;
+  }
+  if (reads_values_unseen(full_name(op))) {
+    tape->refuse(full_name(op) + " reads a value from a tensor on the host");
   }
   if (transparent(op)) {
     record_inside(*tape, op, below, stack);
@@ -441,6 +411,14 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
       refer(*tape, t, index, static_cast<int>(i), item, node.in, false);
     });
   }
+  // What a composite of torch's passes on is counted from the argument's own offset; what the program passes is not.
+  // An op that is not torch's may look at anything.
+  const bool absolute = !known(name) || (inside == 0 && offset_is_absolute(name, args));
+  for (const auto& ref : node.in) {
+    if (absolute && ref.value >= 0) {
+      tape->buffers[tape->values[ref.value].buffer].absolute = true;
+    }
+  }
   if (changes_metadata(op, name)) {
     for (const auto& ref : node.in) {
       const bool temp = ref.value >= 0 && tape->buffers[tape->values[ref.value].buffer].kind == BufferKind::Temp;
@@ -451,10 +429,21 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
     call_below(op, below, stack);
     return;
   }
+  const bool may_draw = tape->raw() && (node.random || !known(name));
+  if (may_draw) {
+    check_generator(*tape, args);
+  }
+  if (!known(name) && tape->position >= 0 && !calls(tape->position_op, op)) {
+    // Its results may have other sizes at another call, and then the rest runs live from the node on, as a whole.
+    tape->refuse(name + " is called inside another call");
+  }
   auto proof = Proof::begin(op, args, node);
   call_below(op, below, stack);
   if (tape != current.get()) {
     return;  // the call ended the capture
+  }
+  if (may_draw) {
+    remember_generator(*tape, args);
   }
   if (lifts) {
     lift(*tape, std::move(node), stack->back().toTensor(), index);
@@ -479,6 +468,8 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
       b.adopted = b.adopted && b.made_by != index;  // an in-place call's result is memory that an earlier one made
     }
   }
+  node.autocast = node.tier == Tier::Held ? -1 : autocast_now();
+  node.position = tape->position;
   forget_tensors(node);
   tape->random_nodes += node.random ? 1 : 0;
   node.line = tape->line();
@@ -494,9 +485,22 @@ Tape* recording() {
   return current.get();
 }
 
+void pause_recording(bool pause) {
+  if (current != nullptr) {
+    c10::impl::tls_set_dispatch_key_included(kKey, !pause);
+  }
+}
+
+at::Tensor state_of(at::Generator generator) {
+  RecordingOff off;
+  std::lock_guard<std::mutex> guard(generator.mutex());
+  return at::Tensor(generator.get_state());
+}
+
 void record_begin(std::shared_ptr<Tape> tape) {
   TORCH_INTERNAL_ASSERT(current == nullptr);
   current = std::move(tape);
+  inside = 0;
   c10::impl::tls_set_dispatch_key_included(kKey, true);
 }
 

@@ -11,6 +11,10 @@ void record_begin(std::shared_ptr<Tape> tape);
 std::shared_ptr<Tape> record_end();
 // The tape of this thread, or null.
 Tape* recording();
+// Leaves out what this thread calls from now on, while a capture goes on: another's tracing is no work of the program.
+void pause_recording(bool pause);
+// A copy of a generator's state.
+at::Tensor state_of(at::Generator generator);
 
 // Tells the tape which tensors are the inputs, in order, before anything ran.
 void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs);

@@ -6,13 +6,17 @@
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <structmember.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
 #include <cstring>
+
+#include "recorder.h"
 
 namespace graphmode {
 
@@ -26,7 +30,7 @@ uint64_t mode_bits() {
   bits = bits << 1 | context.allowTF32CuBLAS();
   bits = bits << 1 | context.userEnabledFlashSDP();
   bits = bits << 1 | context.userEnabledMathSDP();
-  bits = bits << 4 | static_cast<uint64_t>(at::get_default_dtype_as_scalartype() == at::kFloat ? 0 : 1);
+  bits = bits << 8 | static_cast<uint64_t>(at::get_default_dtype_as_scalartype());
   return bits;
 }
 
@@ -39,7 +43,11 @@ struct ArgCheck {
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
   std::vector<int64_t> sizes, strides;
-  int64_t storage_offset = -1;  // compared only where the graph looks outside the tensor's own extent
+  bool placed = false;         // the place in the storage matters:
+  int64_t storage_offset = 0;  // elements, at capture
+  bool absolute = false;       // must be the same; else only the rest by `align` bytes
+  int64_t align = 1;
+  int64_t needs = 0;  // bytes of storage
   bool written = false;
   int alias_of = -1;  // earlier argument on the same memory
   std::ptrdiff_t alias_distance = 0;
@@ -70,12 +78,15 @@ struct State {
   uint64_t clock = 0;
   std::shared_ptr<ReplayCount> count = std::make_shared<ReplayCount>();
   int64_t next_id = 1;
+  bool enables_grad = false;  // the program switches gradients on
+  int8_t leaves_grad = -1;    // the mode it leaves set; -1: the caller's
 };
 
 struct RunnerObject {
   PyObject_HEAD vectorcallfunc vectorcall;
   State* state;
   PyObject* miss;
+  PyObject* diverged;
   PyObject* dict;
   PyObject* weakrefs;
 };
@@ -90,6 +101,16 @@ bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
     }
   }
   return true;
+}
+
+// The graph looks outside the tensor's own extent, or reads it as larger elements.
+bool placed_as_recorded(const ArgCheck& want, const c10::TensorImpl& t) {
+  const auto item = static_cast<int64_t>(t.itemsize());
+  if (want.absolute ? t.storage_offset() != want.storage_offset
+                    : (t.storage_offset() - want.storage_offset) * item % want.align != 0) {
+    return false;
+  }
+  return !want.absolute || static_cast<int64_t>(t.unsafe_storage().nbytes()) >= want.needs;
 }
 
 const char* address(const at::Tensor& t) {
@@ -148,7 +169,7 @@ bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad
       auto* impl = t.unsafeGetTensorImpl();
       if (impl->key_set() != want.keys || impl->dtype() != want.dtype || !same(impl->sizes(), want.sizes) ||
           !same(impl->strides(), want.strides) || (grad && t.requires_grad()) ||
-          (want.storage_offset >= 0 && impl->storage_offset() != want.storage_offset)) {
+          (want.placed && !placed_as_recorded(want, *impl))) {
         return false;
       }
       tensors[i] = &t;
@@ -169,21 +190,51 @@ bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad
   return e.checked;
 }
 
-PyObject* replay(State& state, const at::Tensor* const* tensors, size_t n) {
+// A call gave other sizes or strides than at capture: Python runs the rest of the program from there.
+PyObject* go_on_live(PyObject* diverged, const Entry& e, PyObject* const* args, size_t n, const Diverged& d) {
+  pybind11::tuple given(n);
+  for (size_t i = 0; i < n; ++i) {
+    given[i] = pybind11::reinterpret_borrow<pybind11::object>(args[i]);
+  }
+  pybind11::list results;
+  for (const auto& r : d.results) {
+    results.append(torch::jit::toPyObject(r));
+  }
+  pybind11::dict values, boxed;
+  for (const auto& [id, t] : d.values) {
+    values[pybind11::int_(id)] = t;
+  }
+  for (const auto& [id, t] : d.boxed) {
+    boxed[pybind11::int_(id)] = t;
+  }
+  const auto all = pybind11::make_tuple(e.id, given, d.position, d.op, d.what(), results, values, boxed);
+  PyObject* done = PyObject_Call(diverged, all.ptr(), nullptr);
+  if (done == nullptr) {
+    python_error error;
+    error.persist();
+    throw error;
+  }
+  return done;
+}
+
+PyObject* replay(State& state, PyObject* diverged, PyObject* const* args, const at::Tensor* const* tensors, size_t n) {
   const auto entry = state.entries[0];  // it may be dropped while the GIL is free
   Entry& e = *entry;
   const auto& graph = e.graph;
   const c10::SmallVector<const char*, 64> first(e.last.begin(), e.last.end());
   std::vector<at::Tensor> results;
-  {
+  try {
     pybind11::gil_scoped_release no_gil;
     results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n), first.data());
+  } catch (const Diverged& d) {
+    return go_on_live(diverged, e, args, n, d);
+  } catch (const Moved&) {  // nothing ran yet: the next graph is captured on what there is now
+    auto& all = state.entries;
+    all.erase(std::remove(all.begin(), all.end(), entry), all.end());
+    return nullptr;
   }
-  for (int i : graph->plan().mutated_inputs) {
-    auto* impl = tensors[i]->unsafeGetTensorImpl();
-    if (!impl->is_inference()) {
-      impl->bump_version();
-    }
+  if (state.leaves_grad >= 0) {
+    c10::GradMode::set_enabled(state.leaves_grad != 0);
   }
   ++e.replays;
   ++state.count->replays;
@@ -218,8 +269,8 @@ PyObject* runner_call(PyObject* self, PyObject* const* args, size_t nargsf, PyOb
 }
 
 PyObject* runner_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
-  PyObject* miss = nullptr;
-  if (!PyArg_ParseTuple(args, "O", &miss)) {
+  PyObject *miss = nullptr, *diverged = Py_None;
+  if (!PyArg_ParseTuple(args, "O|O", &miss, &diverged)) {
     return nullptr;
   }
   auto* self = reinterpret_cast<RunnerObject*>(type->tp_alloc(type, 0));
@@ -227,6 +278,7 @@ PyObject* runner_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
     self->vectorcall = &runner_call;
     self->state = new State();
     self->miss = Py_NewRef(miss);
+    self->diverged = Py_NewRef(diverged);
     self->dict = nullptr;
     self->weakrefs = nullptr;
   }
@@ -236,6 +288,7 @@ PyObject* runner_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
 int runner_traverse(PyObject* self, visitproc visit, void* arg) {
   auto* r = reinterpret_cast<RunnerObject*>(self);
   Py_VISIT(r->miss);
+  Py_VISIT(r->diverged);
   Py_VISIT(r->dict);
   return 0;
 }
@@ -243,6 +296,7 @@ int runner_traverse(PyObject* self, visitproc visit, void* arg) {
 int runner_clear(PyObject* self) {
   auto* r = reinterpret_cast<RunnerObject*>(self);
   Py_CLEAR(r->miss);
+  Py_CLEAR(r->diverged);
   Py_CLEAR(r->dict);
   return 0;
 }
@@ -301,9 +355,12 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
         for (size_t d = 0; d < v.sizes.size(); ++d) {
           last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
         }
-        if (a.lo < 0 || a.hi > (last + 1) * item) {
-          a.storage_offset = v.offset;  // looks outside its own extent: as_strided, or an alias beside it
-        }
+        // looks outside its own extent: as_strided, or an alias beside it
+        a.absolute = plan.input_absolute[index] || a.lo < 0 || a.hi > (last + 1) * item;
+        a.align = plan.input_align[index];
+        a.placed = a.absolute || a.align > item;
+        a.storage_offset = v.offset;
+        a.needs = hi;
       }
     }
   } else if (PyLong_CheckExact(arg)) {
@@ -320,21 +377,23 @@ bool is_runner(PyObject* object) {
 }
 
 PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
-  auto& state = *reinterpret_cast<RunnerObject*>(runner)->state;
+  auto* self = reinterpret_cast<RunnerObject*>(runner);
+  auto& state = *self->state;
   auto& entries = state.entries;
-  if (entries.empty()) {
+  // Another capture records the calls one by one; a Python dispatch mode sees them one by one.
+  if (entries.empty() || recording() != nullptr || c10::impl::dispatch_mode_enabled()) {
     return nullptr;
   }
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
   const uint64_t mode = mode_bits();
-  const bool grad = c10::GradMode::is_enabled();
+  const bool grad = state.enables_grad || c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
     if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
       if (i > 0) {
         const auto it = entries.begin() + static_cast<std::ptrdiff_t>(i);
         std::rotate(entries.begin(), it, it + 1);
       }
-      return replay(state, tensors.data(), n);
+      return replay(state, self->diverged, args, tensors.data(), n);
     }
   }
   return nullptr;
@@ -391,6 +450,13 @@ void bind_runner(pybind11::module_& m) {
         return id;
       },
       "Adds a graph for arguments like these; returns its id.");
+  m.def(
+      "runner_modes",
+      [](const pybind11::object& runner, bool enables_grad, int leaves_grad) {
+        state_of(runner).enables_grad = enables_grad;
+        state_of(runner).leaves_grad = static_cast<int8_t>(leaves_grad);
+      },
+      "What the program does to the grad mode: whether it switches it on, and what it leaves set (-1: nothing).");
   m.def("runner_drop", [](const pybind11::object& runner, int64_t id) {
     auto& entries = state_of(runner).entries;
     for (auto it = entries.begin(); it != entries.end(); ++it) {

@@ -30,6 +30,7 @@ struct Buffer {
   bool written = false;       // by a recorded node
   bool adopted = false;       // made by a kernel without an out-variant: memory comes with each call
   int made_by = -1;           // the node that allocated it
+  bool absolute = false;      // a call counted from the start of the storage: it must lie as it lay at capture
   c10::Storage fixed;         // for Fixed: keeps the memory alive
   c10::weak_intrusive_ptr<c10::StorageImpl> seen;  // identity while recording; keeps no memory
   explicit Buffer(c10::StorageImpl* s) : seen(c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(s)) {}
@@ -77,13 +78,26 @@ struct Node {
   std::string held;                           // for Tier::Held: name in the table
   std::string note;                           // why not a better tier
   int line = -1;                              // index into Tape::lines
+  int position = -1;                          // of the program's node that made the call
+  int8_t autocast = -1;                       // dtype autocast had on, for what the kernel calls itself; -1: off
 };
 
-// A tensor from outside the graph as it was first met: a replay checks that it still has its size.
+// A tensor as it was first met. From outside the graph: a replay checks that it is still the same memory, laid out the
+// same. Made inside a raw graph and still held: a replay overwrites it.
 struct Met {
   c10::weak_intrusive_ptr<c10::TensorImpl> impl;
   c10::TensorImpl* raw;  // readable as long as `impl` is held, alive or not
   int value;
+  bool inside = false;  // made by the graph: only its memory matters
+  bool alive() const {
+    return impl.use_count() > 0;
+  }
+};
+
+// The state a generator was left in by the last call that was seen to draw from it.
+struct Drawn {
+  at::Generator generator;
+  at::Tensor state;
 };
 
 struct Tape {
@@ -91,6 +105,10 @@ struct Tape {
   std::optional<std::unordered_set<c10::StorageImpl*>> constants;
   std::vector<Met> met;
   std::unordered_map<c10::TensorImpl*, int> met_index;
+  std::vector<Met> made;     // raw graphs: results, of which the program may still hold some
+  std::vector<Drawn> drawn;  // raw graphs: generators that a replay will draw from too
+  int position = -1;         // of the program's node that runs
+  std::string position_op;   // the op that it calls
   std::vector<Buffer> buffers;
   std::vector<Value> values;
   std::vector<Node> nodes;
@@ -102,6 +120,9 @@ struct Tape {
   std::string refusal_line;
   int random_nodes = 0;
 
+  bool raw() const {
+    return !constants.has_value();
+  }
   std::unordered_map<c10::StorageImpl*, int> by_storage;
   std::unordered_map<c10::TensorImpl*, int> boxed_by_impl;
   std::unordered_map<std::string, int> line_index;

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from graphmode.devices.adapter import DeviceGraph
 from graphmode.program.lines import line_of
+from graphmode.runtime.resume import Resume, calls
 
 
 class Located(fx.Interpreter):
     """Knows the node that runs now, and the one whose calls the device refused first."""
 
-    def __init__(self, gm: fx.GraphModule, refused: Callable[[], bool]) -> None:
+    def __init__(self, gm: fx.GraphModule, graph: DeviceGraph) -> None:
         super().__init__(gm)
         self.node: fx.Node | None = None
         self.culprit: fx.Node | None = None
-        self._refused = refused
+        self.resume = Resume(gm)
+        self._graph = graph
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
+        self._graph.at(self.resume.position(n), calls(n))
         result = super().run_node(n)
-        if self.culprit is None and n.op == "call_function" and self._refused():
+        self.resume.made(n, result, self._graph.find)
+        if self.culprit is None and n.op == "call_function" and self._graph.refusal():
             self.culprit = n
         return result
 

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -19,7 +19,7 @@ import torch.fx as fx
 from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, device_named
 from graphmode.devices.cpu import CpuGraph
-from graphmode.errors import CaptureError, FallbackError, MemoryCapError
+from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
@@ -27,6 +27,9 @@ from graphmode.program.effects import is_opaque, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
+from graphmode.runtime.modes import Modes
+from graphmode.runtime.pinned import Pinned, PinnedGraphs
+from graphmode.runtime.resume import Resume
 from graphmode.runtime.signature import not_capturable, signature_of
 from graphmode.runtime.slots import Slots
 from graphmode.runtime.verify import difference
@@ -34,22 +37,21 @@ from graphmode.runtime.verify import difference
 _numbers = itertools.count()
 _SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older ones start again
 
+_NO_MODES = Modes()
+
 WithGradients = Callable[[Sequence[Any]], Any]
-
-
-class _Pinned(NamedTuple):
-    """A graph whose device reads and writes the addresses of the capture."""
-
-    graph: DeviceGraph
-    slots: Slots
-    results: list[tuple[int, Any]]  # as _outputs() gives them
 
 
 class Region:
     """Runs one program: live, captured, replayed, or in parts around calls that must run live."""
 
     def __init__(
-        self, gm: fx.GraphModule, options: Options, with_gradients: WithGradients, device: str = "cpu"
+        self,
+        gm: fx.GraphModule,
+        options: Options,
+        with_gradients: WithGradients,
+        modes: Modes = _NO_MODES,
+        device: str = "cpu",
     ) -> None:
         self.number = next(_numbers)
         self.gm = gm
@@ -66,13 +68,15 @@ class Region:
         self._with_gradients = with_gradients
         self._constants = constants(gm)
         self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._table: dict[Hashable, _Pinned] = {}  # graphs of devices without a native runner
-        self._homes: dict[int, int] = {}  # where the inputs of the last call lay, for such devices
-        self._travels: set[int] = set()  # inputs that were elsewhere at a later call: copied from then on
         self._written = written_inputs(gm)
         self._lock = threading.RLock()
         self._device = device_named(device if options.device == "auto" else options.device)
-        self.run = _C.Runner(self._miss)
+        capabilities = self._device.capabilities
+        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, capabilities)
+        self.modes = modes
+        self.run = _C.Runner(self._miss, self._go_on_live)
+        _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
+        self._resumes: dict[int, Resume] = {}  # by number of the graph
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
         found = find_breaks(gm)
@@ -82,9 +86,8 @@ class Region:
     # --- calls --------------------------------------------------------------------------------------------------
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Runs the program as it is, in the caller's autocast mode."""
-        with torch.no_grad():
-            return self._flat(self.gm(*args))
+        """Runs the program as it is, in the caller's modes. Nothing here needs gradients: see `_miss`."""
+        return self._flat(self.gm(*args))
 
     def _flat(self, results: Any) -> tuple[Any, ...]:
         return (results,) if self.single_result else tuple(results)
@@ -101,7 +104,8 @@ class Region:
             raise FallbackError(f"require=True: a call would run outside a graph: {reason}{where}")
 
     def _miss(self, *args: Any) -> tuple[Any, ...]:
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
+        grad = torch.is_grad_enabled() or self.modes.enables_grad
+        if grad and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
             self.fall_back("an input needs gradients: the call runs under autograd, outside graphs")
             self.counters.live_calls += 1
             return tuple(self._with_gradients(args))
@@ -117,17 +121,18 @@ class Region:
             if key in self.refused:
                 known, line = self.refused[key]
                 return self._live_because(known, line, args)
-            ready = self._still_there(key, args)
+            ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
             count = self._seen.pop(key, 0) + 1
             self._seen[key] = count
             while len(self._seen) > _SIGNATURES_REMEMBERED:
                 self._seen.popitem(last=False)
-        if ready is not None:
+        if self._pinned is not None and ready is not None:
             self.counters.replays += 1
-            return self._replay(ready, args)
+            return self._pinned.replay(ready, args)
         if count <= self.options.capture_after:
             self.counters.warmups += 1
-            self._homes = {i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
+            if self._pinned is not None:
+                self._pinned.seen(args)
             return self.live(args)
         return self._capture(key, args)
 
@@ -141,43 +146,14 @@ class Region:
         for op, reason, line in self.breaks:
             self.fall_back(reason, op, line)
             self.counters.breaks += 1
-        with torch.no_grad():
-            return self._flat(self.parts(*args))
+        return self._flat(self.parts(*args))
 
-    # --- devices whose graphs keep the addresses of the capture -------------------------------------------------
-
-    def _still_there(self, key: Hashable, args: Sequence[Any]) -> _Pinned | None:
-        """The graph for a call, unless an input that it reads in place has moved: then it is captured anew."""
-        pinned = self._table.get(key)
-        if pinned is None:
-            return None
-        moved = pinned.slots.moved(args)
-        if not moved:
-            self._table[key] = self._table.pop(key)  # the most recently used is last
-            return pinned
-        self._travels |= {i for i in moved if not isinstance(args[i], torch.nn.Parameter)}
-        self._forget(key)
-        self._seen[key] = self.options.capture_after
-        self.counters.evictions += 1
-        return None
-
-    def _slots(self, args: Sequence[Any]) -> Slots:
-        """Inputs that lie where they lay before are read in place: weights, caches. The others are copied in."""
-        here = {i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
-        stays = {i for i, at in here.items() if isinstance(args[i], torch.nn.Parameter) or self._homes.get(i) == at}
-        return Slots(args, (here.keys() - stays) | self._travels)
-
-    def _replay(self, pinned: _Pinned, args: Sequence[Any]) -> tuple[Any, ...]:
-        pinned.slots.fill(args)
-        tensors = pinned.graph.replay([a for a in pinned.slots.args if isinstance(a, torch.Tensor)])
-        results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
-        return self._hand_out(pinned.slots, results, args)
-
-    def _hand_out(self, slots: Slots, results: Sequence[Any], args: Sequence[Any]) -> tuple[Any, ...]:
-        slots.give_back(args, self._written)
-        changed = [args[i] for i in self._written if not args[i].is_inference()]
-        torch.autograd.graph.increment_version(changed)  # saves for a backward pass notice
-        return slots.hand_out(results, args, fresh=self._device.capabilities.fresh_outputs)
+    def _find_pinned(self, pinned: PinnedGraphs, key: Hashable, args: Sequence[Any]) -> Pinned | None:
+        found = pinned.find(key, args)
+        if found is None and (stale := pinned.drop_moved(key, args)) is not None:
+            self._drop(stale)
+            self._seen[key] = self.options.capture_after  # it is captured by this call
+        return found
 
     # --- breaks -------------------------------------------------------------------------------------------------
 
@@ -189,7 +165,7 @@ class Region:
             if isinstance(part, Live):
                 parts.run_stretch.append(None)
             elif part.computes():
-                stretch = Region(part.gm, self.options, self._with_gradients, self._device.name)
+                stretch = Region(part.gm, self.options, self._with_gradients, device=self._device.name)
                 self.stretches.append(stretch)
                 parts.run_stretch.append(stretch.run)
             else:
@@ -201,31 +177,32 @@ class Region:
     def _capture(self, key: Hashable, args: tuple[Any, ...]) -> tuple[Any, ...]:
         start = time.perf_counter()
         graph = self._device.graph()
-        located = Located(self.gm, graph.refusal)
-        slots = None if self._device.capabilities.rebind_inputs else self._slots(args)
+        located = Located(self.gm, graph)
+        graph.go_on_with(located.resume.needs)
+        slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
         graph.capture_begin(inputs, located.line, self._constants)
         try:
-            with torch.no_grad(), uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
+            with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
                 results = self._flat(located.run(*given, enable_io_processing=False))
         except BaseException:
             graph.reset()
             raise
         try:
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
-            pinned = self._keep(key, graph, args, results, slots)
+            pinned = self._keep(key, graph, args, results, slots, located.resume)
         except CaptureError as error:
             graph.reset()
             self._refuse(key, error, located)
             if not self._device.capabilities.capture_executes:
                 return self.live(args)
             pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
-        if slots is not None:
+        if self._pinned is not None and slots is not None:
             if pinned is not None and not self._device.capabilities.capture_executes:
-                results = self._replay(pinned, args)
+                results = self._pinned.replay(pinned, args)
             else:
-                results = self._hand_out(slots, results, args)
+                results = self._pinned.hand_out(slots, results, args)
         self.counters.capture_seconds += time.perf_counter() - start
         return results
 
@@ -239,6 +216,24 @@ class Region:
         op = _name(located.culprit.target) if located.culprit is not None else None
         self.fall_back(error.reason, op, error.line)
 
+    def _go_on_live(
+        self, number: int, args: tuple[Any, ...], position: int, op: str, reason: str, *found: Any
+    ) -> tuple[Any, ...]:
+        """A replayed call gave other sizes: the rest of this call runs live, and that node is a break from now on."""
+        with self._lock:
+            resume = self._resumes.get(number)
+        if resume is None:
+            raise GraphModeError(f"{reason}, and the graph was dropped meanwhile; what came before it has happened")
+        results = self._flat(resume.go_on(args, position, op, *found))
+        node = resume.nodes[position]
+        with self._lock:
+            if self.parts is None:
+                self.clear()
+                self._split({node: f"{op} gives other sizes or strides from call to call"})
+        self.counters.live_calls += 1
+        self.fall_back(reason, op, line_of(node))
+        return results
+
     def _keep(
         self,
         key: Hashable,
@@ -246,19 +241,22 @@ class Region:
         args: tuple[Any, ...],
         results: tuple[Any, ...],
         slots: Slots | None,
-    ) -> _Pinned | None:
+        resume: Resume,
+    ) -> Pinned | None:
         self._check_cap(graph)
         graph.instantiate(poison=self.options.poison)
         if self.options.verify:
             self._verify(graph, args if slots is None else slots.args)
         pinned = None
         with self._lock:
-            if slots is not None:
-                pinned = self._table[key] = _Pinned(graph, slots, _outputs(results))
-                self.graphs[next(_numbers)] = graph
+            if self._pinned is not None and slots is not None:
+                pinned = self._pinned.table[key] = Pinned(graph, slots, _outputs(results))
+                number = next(_numbers)
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
-                self.graphs[_C.runner_add(self.run, args, graph.executable, _outputs(results))] = graph
+                number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
+                self._resumes[number] = resume
+            self.graphs[number] = graph
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
@@ -299,16 +297,17 @@ class Region:
             keep = self.options.max_graphs if held is None else min(held, self.options.max_graphs)
         for number, _, _ in _C.runner_entries(self.run)[keep:]:
             _C.runner_drop(self.run, number)
-            del self.graphs[number]
             self.counters.evictions += 1
-        while len(self._table) > keep:
-            self._forget(next(iter(self._table)))
-            self.counters.evictions += 1
+        kept = {number for number, _, _ in _C.runner_entries(self.run)}
+        for number in [n for n in self._resumes if n not in kept]:  # evicted, or dropped by the runner itself
+            del self.graphs[number], self._resumes[number]
+        while self._pinned is not None and len(self._pinned.table) > keep:
+            self._drop(self._pinned.table.pop(next(iter(self._pinned.table))).graph)
 
-    def _forget(self, key: Hashable) -> None:
-        gone = self._table.pop(key).graph
+    def _drop(self, gone: DeviceGraph) -> None:
         self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
         gone.reset()
+        self.counters.evictions += 1
 
     def clear(self) -> None:
         """Drops every graph; the region goes on working and captures anew."""
@@ -316,7 +315,9 @@ class Region:
             for number in list(self.graphs):
                 _C.runner_drop(self.run, number)
             self.graphs.clear()
-            self._table.clear()
+            self._resumes.clear()
+            if self._pinned is not None:
+                self._pinned.table.clear()
             self.refused.clear()
             self._seen.clear()
 

@@ -1,0 +1,108 @@
+// From a tape to a plan: kinds, lifetimes, offsets in the arena, and what a replay must check of its inputs.
+#include <algorithm>
+
+#include "executable.h"
+
+namespace graphmode {
+
+namespace {
+std::pair<int64_t, int64_t> extent_bytes(const Value& v) {
+  int64_t last = 0;
+  for (size_t d = 0; d < v.sizes.size(); ++d) {
+    if (v.sizes[d] == 0) {
+      return {v.offset, v.offset};
+    }
+    last += (v.sizes[d] - 1) * v.strides[d];
+  }
+  const auto item = static_cast<int64_t>(v.dtype.itemsize());
+  return {v.offset * item, (v.offset + last + 1) * item};
+}
+}  // namespace
+
+std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs) {
+  auto plan = std::make_shared<Plan>();
+  auto& t = *tape;
+  const int end = static_cast<int>(t.nodes.size());
+  for (const auto& out : outputs) {
+    if (out.value >= 0) {
+      auto& b = t.buffers[t.values[out.value].buffer];
+      b.last = end;
+      if (b.kind == BufferKind::Temp) {
+        b.kind = BufferKind::Output;
+        if (!b.written && b.nbytes > 0 && t.refusal.empty()) {
+          t.refusal = "an output is memory that no recorded call has written";
+        }
+      }
+    }
+  }
+  plan->offsets.assign(t.buffers.size(), -1);
+  std::vector<Lifetime> lifetimes;
+  std::vector<int> which;
+  for (size_t i = 0; i < t.buffers.size(); ++i) {
+    auto& b = t.buffers[i];
+    if (b.kind == BufferKind::Temp && !b.adopted) {
+      lifetimes.push_back({static_cast<int64_t>(b.nbytes), b.first, b.last});
+      which.push_back(static_cast<int>(i));
+    } else if (b.kind == BufferKind::Output) {
+      plan->output_bytes += b.nbytes;
+    } else if (b.kind == BufferKind::Fixed) {
+      plan->fixed_bytes += b.nbytes;
+    }
+  }
+  const auto placement = place(lifetimes);
+  for (size_t i = 0; i < which.size(); ++i) {
+    plan->offsets[which[i]] = placement.offsets[i];
+  }
+  plan->arena_bytes = static_cast<size_t>(placement.total);
+  plan->input_written.assign(t.inputs.size(), false);
+  plan->input_extent.assign(t.inputs.size(), {0, 0});
+  plan->input_align.assign(t.inputs.size(), 1);
+  plan->input_absolute.assign(t.inputs.size(), false);
+  std::vector<int> first_write(t.buffers.size(), end);
+  for (int n = end - 1; n >= 0; --n) {
+    const auto& node = t.nodes[n];
+    for (int b : node.written_buffers) {
+      first_write[b] = n;
+    }
+    switch (node.tier) {
+      case Tier::Held:
+        ++plan->held;
+        break;
+      case Tier::Out:
+        ++plan->out;
+        break;
+      case Tier::Boxed:
+        ++plan->boxed;
+    }
+  }
+  for (size_t i = 0; i < t.inputs.size(); ++i) {
+    if (t.inputs[i] < 0) {
+      continue;
+    }
+    const auto& v = t.values[t.inputs[i]];
+    if (first_write[v.buffer] < end) {
+      plan->mutated_inputs.push_back(static_cast<int>(i));
+      plan->mutated_from.push_back(first_write[v.buffer]);
+      plan->input_written[i] = true;
+    }
+    plan->input_extent[i] = extent_bytes(v);
+  }
+  for (const auto& v : t.values) {
+    const auto& b = t.buffers[v.buffer];
+    if (b.kind == BufferKind::Input) {
+      auto [lo, hi] = extent_bytes(v);
+      auto& e = plan->input_extent[b.input];
+      e = {std::min(e.first, lo), std::max(e.second, hi)};
+      plan->input_align[b.input] = std::max<int64_t>(plan->input_align[b.input], v.dtype.itemsize());
+      plan->input_absolute[b.input] = b.absolute;
+    }
+  }
+  for (auto& m : t.met) {
+    plan->met_written_from.push_back(first_write[t.values[m.value].buffer]);
+  }
+  plan->outputs = std::move(outputs);
+  plan->tape = std::move(tape);
+  return plan;
+}
+
+}  // namespace graphmode
