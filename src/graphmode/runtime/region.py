@@ -66,8 +66,10 @@ class Region:
         self.modes = modes
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
         self._resumes: dict[int, Resume] = {}
+        self._weight: weakref.ref[torch.nn.Parameter] | None = None
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
+        weakref.finalize(self, self._device.release).atexit = False
         found = find_breaks(gm)
         if found and options.mode != "eager":
             self._split(found)
@@ -226,9 +228,24 @@ class Region:
                 self._resumes[number] = resume
             else:
                 self.graphs[next(_numbers)] = self._table[key] = graph
+            self._live_as_long_as_its_weights(args)
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
+
+    def _live_as_long_as_its_weights(self, args: Sequence[Any]) -> None:
+        """Dynamo may hold what it compiled longer than the model lives: its graphs go with the first weight."""
+        weight = next((a for a in args if isinstance(a, torch.nn.Parameter)), None)
+        if weight is not None and (self._weight is None or self._weight() is not weight):
+            me = weakref.ref(self)
+
+            def bury(_: object) -> None:
+                region = me()
+                if region is not None:
+                    region.clear()
+                    region._device.release()
+
+            self._weight = weakref.ref(weight, bury)
 
     def _evict(self) -> None:
         for number, _, _ in _C.runner_entries(self.run)[self.options.max_graphs :]:
