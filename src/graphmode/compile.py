@@ -7,6 +7,7 @@ Whatever can't be checked that way goes on through Dynamo, with the reason in `r
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
@@ -67,8 +68,9 @@ class Learner:
         self._traced = FunctionType(
             call.__code__.replace(co_name=f"graphmode_{name}"), call.__globals__, None, None, call.__closure__
         )
-        self._whole = torch.compile(self._traced, backend=self._backend, fullgraph=True)
-        self._parts = torch.compile(self._traced, backend=self._backend)
+        backend = _weakly(self._backend)
+        self._whole = torch.compile(self._traced, backend=backend, fullgraph=True)
+        self._parts = torch.compile(self._traced, backend=backend)
         self._run = self._whole
 
     def _backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -139,6 +141,18 @@ class Learner:
             self._give_up(str(error))
             return
         _C.fast_keep(self.fast, _PATHS)
+
+
+def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls a method of an object that it keeps not alive: Dynamo holds every backend it ever saw."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        alive = reference()
+        assert alive is not None
+        return alive(*args, **kwargs)
+
+    return call
 
 
 def _arguments(values: Sequence[Any]) -> tuple[list[torch.Tensor], list[Any]]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch._dynamo.callback import callback_handler
+from torch._dynamo.callback import CallbackArgs, callback_handler
 
 from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
 from graphmode.errors import CaptureError, InputError, StateError
 from graphmode.inspect.dump import dump_rows
 
-# Dynamo's tracing runs calls on fake tensors, which are no work of a capture that goes on meanwhile.
-callback_handler.register_start_callback(lambda _: _C.pause_recording(True))
-callback_handler.register_end_callback(lambda _: _C.pause_recording(False))
+
+def _pause(_: CallbackArgs) -> None:
+    _C.pause_recording(True)
+
+
+def _go_on(_: CallbackArgs) -> None:
+    _C.pause_recording(False)
 
 
 class CpuGraph(DeviceGraph):
@@ -51,6 +55,10 @@ class CpuGraph(DeviceGraph):
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
         if _C.is_capturing():
             raise StateError("a capture is already open on this thread: end it before you begin another")
+        # Dynamo's tracing runs calls on fake tensors, which are no work of a capture. Its reset() forgets call-backs.
+        if _pause not in callback_handler.start_callbacks:
+            callback_handler.register_start_callback(_pause)
+            callback_handler.register_end_callback(_go_on)
         capture = _C.Capture()
         for generator in self._generators:
             capture.generator(generator)

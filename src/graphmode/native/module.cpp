@@ -10,6 +10,7 @@
 
 #include "executable.h"
 #include "fast_call.h"
+#include "other_threads.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
@@ -39,6 +40,7 @@ class Capture {
     }
     declare_inputs(*tape_, inputs);
     if (!constants) {
+      others_.emplace();
       generators_.push_back(at::detail::getDefaultCPUGenerator());
       for (const auto& g : generators_) {
         tape_->drawn.push_back({g, state_of(g)});
@@ -62,6 +64,7 @@ class Capture {
     if (recording() == tape_.get()) {
       record_end();
     }
+    others_.reset();
     tape_->locate = nullptr;
   }
 
@@ -216,6 +219,7 @@ class Capture {
   std::shared_ptr<Tape> tape_;
   std::vector<c10::TensorImpl*> impls_;
   std::vector<at::Generator> generators_;
+  std::optional<OtherThreads> others_;
   std::vector<OutputRef> outputs_;
 };
 

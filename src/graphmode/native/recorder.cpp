@@ -11,6 +11,7 @@
 #include <unordered_set>
 
 #include "op_kinds.h"
+#include "other_threads.h"
 #include "prove.h"
 
 // The key `Fake` stands right above the backends and below everything that rewrites a call (functionalisation, lazy
@@ -65,6 +66,9 @@ void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::v
     }
     if (!result && tape.buffers[tape.values[ref.value].buffer].kind == BufferKind::Fixed &&
         tape.met_index.emplace(impl, static_cast<int>(tape.met.size())).second) {
+      if (tape.raw() && OtherThreads::made(t.storage().unsafeGetStorageImpl())) {
+        tape.refuse("a tensor that another thread computed during the capture: a replay would not compute it again");
+      }
       tape.met.push_back(
           {c10::weak_intrusive_ptr<c10::TensorImpl>(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(impl)), impl,
            ref.value});

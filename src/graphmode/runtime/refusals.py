@@ -24,10 +24,12 @@ _READS: dict[Any, str] = {
     _T.__contains__: "`in` reads values on the host",
     _T.data_ptr: "data_ptr() gives an address away, and what is done with it is not seen",
     _T.untyped_storage: "untyped_storage() gives the memory away, and what is done with it is not seen",
+    _T.storage: "storage() gives the memory away, and what is done with it is not seen",
     _T.__dlpack__: "DLPack gives the memory away, and what is done with it is not seen",
     _T.__deepcopy__: "deepcopy copies memory without an op that could be recorded",
     _T.data.__set__: "setting .data moves a tensor to other memory",  # type: ignore[attr-defined]
 }
+_SPLITS = (torch.tensor_split, _T.tensor_split)  # their composite reads through a bare pointer
 
 
 class RefuseUnseen(TorchFunctionMode):
@@ -41,6 +43,8 @@ class RefuseUnseen(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         why = _READS.get(func)
+        if func in _SPLITS and any(isinstance(a, _T) for a in (*args[1:], *(kwargs or {}).values())):
+            why = "tensor_split at a tensor's values reads them on the host"
         if why is not None:
             line = line_running()
             raise CaptureError(

@@ -77,8 +77,10 @@ class Region:
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
         self._resumes: dict[int, Resume] = {}  # by number of the graph
+        self._weight: weakref.ref[torch.nn.Parameter] | None = None
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
+        weakref.finalize(self, self._device.release).atexit = False
         found = find_breaks(gm)
         if found and options.mode != "eager":
             self._split(found)
@@ -257,10 +259,25 @@ class Region:
                 number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
                 self._resumes[number] = resume
             self.graphs[number] = graph
+            self._live_as_long_as_its_weights(args)
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
         return pinned
+
+    def _live_as_long_as_its_weights(self, args: Sequence[Any]) -> None:
+        """Dynamo may hold what it compiled longer than the model lives: its graphs go with the first weight."""
+        weight = next((a for a in args if isinstance(a, torch.nn.Parameter)), None)
+        if weight is not None and (self._weight is None or self._weight() is not weight):
+            me = weakref.ref(self)
+
+            def bury(_: object) -> None:
+                region = me()
+                if region is not None:
+                    region.clear()
+                    region._device.release()
+
+            self._weight = weakref.ref(weight, bury)
 
     def _check_cap(self, graph: DeviceGraph) -> None:
         """Makes room for a graph under max_bytes, or refuses it."""

@@ -43,4 +43,21 @@ def not_capturable(args: Sequence[Any]) -> str | None:
                 return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
         elif type(arg) is not int:
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
+    return _hidden_overlap(args)
+
+
+def _hidden_overlap(args: Sequence[Any]) -> str | None:
+    """Two storages over one memory, as of NumPy arrays: a graph knows its buffers apart by storage."""
+    spans: dict[int, tuple[int, int, int]] = {}
+    for i, arg in enumerate(args):
+        if isinstance(arg, torch.Tensor):
+            storage = arg.untyped_storage()
+            if storage.nbytes():
+                spans.setdefault(storage._cdata, (storage.data_ptr(), storage.nbytes(), i))
+    end, before = 0, -1
+    for first, size, i in sorted(spans.values()):
+        if first < end:
+            return f"inputs {min(i, before)} and {max(i, before)} share memory that no storage object shows"
+        if first + size > end:
+            end, before = first + size, i
     return None
