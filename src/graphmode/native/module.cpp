@@ -9,9 +9,11 @@
 
 #include "executable.h"
 #include "fast_call.h"
+#include "mode.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
+#include "watch.h"
 
 namespace graphmode {
 
@@ -246,7 +248,6 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("is_capturing", [] { return recording() != nullptr; });
   m.def("is_plain", [](const at::Tensor& t) { return is_plain(t); });
-  m.def("mode_bits", &mode_bits);
   m.def("forget_proofs", &forget_proofs);
   m.def("arena_bytes", &arena_bytes);
   m.def("arena_blocks", &arena_blocks);
@@ -270,6 +271,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
   bind_runner(m);
+  bind_mode(m);
+  bind_watch(m);
   bind_fast_call(m);
 }
 
