@@ -9,43 +9,31 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._dynamo.exc import TorchDynamoException
-from torch._dynamo.side_effects import SideEffects
-from torch._dynamo.symbolic_convert import InstructionTranslator
-from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
-from torch._guards import Source
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.types import GuardFilterEntry
 
 from graphmode import _C
 from graphmode.backend import graphmode_backend
 from graphmode.inspect.counters import ledger
 from graphmode.options import Options, resolve
 from graphmode.runtime.results import NoTemplate, template
-from graphmode.runtime.watch import NotWatchable, Watch, is_mode, watch
+from graphmode.runtime.trace import NotWatchable, Trace
+from graphmode.runtime.watch import roots
 
-_LEARNED_IN_VAIN = 8  # calls that went through Dynamo without a path ever serving one
 _PATHS = 64  # signatures that skip Dynamo; the least recently used goes through it again
-
-
-@dataclass
-class _Trace:
-    """What Dynamo knew when it handed over the graph."""
-
-    sources: list[Source]
-    side_effects: bool
-    global_scope: dict[str, Any]
+_IN_VAIN = 8  # paths that were dropped, one after the other, before one had served a call
 
 
 class _Call(threading.local):
     """The runner calls that a call of the model made."""
 
     def __init__(self) -> None:
-        self.made: list[tuple[_Trace, Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
+        self.made: list[tuple[Trace, Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
 
 
 class Learner:
@@ -54,11 +42,15 @@ class Learner:
     def __init__(self, model: Callable[..., Any], options: Options) -> None:
         self.model = model
         self.options = options
-        self.fast: _C.FastCall | None = None
+        self.fast = _C.FastCall(self, model)
         self.why_not: str | None = None  # why Dynamo's guards stay
-        self.unchecked: set[str] = set()
         self._call = _Call()
-        self._vain = 0
+        self._served = self._in_vain = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Begins with nothing traced."""
+        model = self.model
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return model(*args, **kwargs)
@@ -69,18 +61,19 @@ class Learner:
             call.__code__.replace(co_name=f"graphmode_{name}"), call.__globals__, None, None, call.__closure__
         )
         backend = _weakly(self._backend)
-        self._whole = torch.compile(self._traced, backend=backend, fullgraph=True)
+        backend.is_graphmode = True  # type: ignore[attr-defined]  # for frames.py
+        backend.options = self.options  # type: ignore[attr-defined]
+        self._traces: list[Trace] = []
+        filtered: dict[str, Any] = {"guard_filter_fn": _weakly(self._see_guards)}
+        self._whole = torch.compile(self._traced, backend=backend, fullgraph=True, options=filtered)
         self._parts = torch.compile(self._traced, backend=backend)
-        self._run = self._whole
+        self._run = self._whole if self.why_not is None else self._parts
 
-    def _backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        tx = InstructionTranslator.current_tx()
-        read = [g.originating_source for g in tx.output.guards if not is_mode(g.originating_source)]
-        for node in gm.graph.find_nodes(op="placeholder"):
-            argument = node.meta.get("grapharg")
-            if argument is not None:
-                read.append(argument.source)
-        trace = _Trace(read, _changes_python_state(tx.output.side_effects), tx.f_globals)
+    # --- what Dynamo calls while it compiles ----------------------------------------------------------------------
+
+    def _backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+        trace = Trace(gm)
+        self._traces.append(trace)
         run = graphmode_backend(gm, example_inputs, self.options)
         call = self._call
 
@@ -92,55 +85,93 @@ class Learner:
 
         return entry
 
+    def _see_guards(self, entries: Sequence[GuardFilterEntry]) -> list[bool]:
+        if self._traces and self._traces[-1].guards is None:
+            self._traces[-1].take_guards(entries, self._traced.__code__)
+        return [True] * len(entries)
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if any(t.unguarded is not None and not t.unguarded.unchanged() for t in self._traces):
+            ledger.gone.fall_back(
+                "a class or hook that the model uses changed: Dynamo, which looks at neither, starts anew"
+            )
+            _C.fast_forget(self.fast)
+            self._start()
         if self.why_not is not None:
             return self._run(*args, **kwargs)
+        mode = _C.traced_mode()
         outer, self._call.made = self._call.made, []
         try:
             result = self._run(*args, **kwargs)
             made = self._call.made
+        except FailOnRecompileLimitHit:
+            self._give_up("Dynamo's recompile limit was reached: other calls than those it knows run in eager")
+            return self._run(*args, **kwargs)
         except TorchDynamoException as error:
             self._give_up(_first_line(error))
-            self._run = self._parts
             return self._run(*args, **kwargs)
         finally:
             self._call.made = outer
-        self._learn(args, kwargs, result, made)
+        if _C.traced_mode() != mode:
+            self._give_up("the model leaves a mode of torch changed, which only Dynamo's code repeats")
+        elif _C.is_observed():
+            ledger.gone.fall_back("a mode or a hook of torch looks at the call, which goes through Dynamo for that")
+        else:
+            self._learn(args, kwargs, result, made)
         return result
 
     def _give_up(self, why: str) -> None:
         self.why_not = why
+        self._run = self._parts
         ledger.gone.fall_back(f"Dynamo's guards stay in place: {why}")
 
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, made: list[Any]) -> None:
-        if self.fast is None:
-            return
         if len(made) != 1:
             self._give_up(f"a call of the model ran {len(made)} graphs")
             return
-        trace, run, runner_args, items = made[0]
+        trace, run, given, items = made[0]
         if trace.side_effects:
             self._give_up("the model changes Python state, which only Dynamo's code repeats")
             return
         if not isinstance(run, _C.Runner):
             self._give_up("part of the model runs live")
             return
-        self._vain = 0 if sum(_C.fast_paths(self.fast)) else self._vain + 1
-        if self._vain > _LEARNED_IN_VAIN + self.options.capture_after:
-            self._give_up("what the model reads, or an object among its arguments, is another one at every call")
-            return
+        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in given):
+            return  # ran under autograd, which the region counts; without gradients it may be captured yet
         scope = {"args": args, "kwargs": kwargs, "model": self.model}
-        tensors, containers = _arguments([*args, *kwargs.values()])
+        values = list(roots([*args, *kwargs.values()]))
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        containers = [v for v in values if not isinstance(v, torch.Tensor)]
         try:
-            matched = frozenset(map(id, [args, kwargs, *containers]))
-            seen: Watch = watch(trace.sources, scope, trace.global_scope, matched)
-            self.unchecked |= seen.unchecked
+            learned = trace.learn(scope, given, self._traced.__code__)
             shape, rebuild = template(result, items, tensors, containers)
-            _C.fast_learn(self.fast, args, kwargs, seen.entries, list(runner_args), run, shape, rebuild)
         except (NoTemplate, NotWatchable) as error:
             self._give_up(str(error))
             return
-        _C.fast_keep(self.fast, _PATHS)
+        dropped = _C.fast_learn(
+            self.fast,
+            args,
+            kwargs,
+            learned.watch,
+            learned.given,
+            learned.compared,
+            trace.guards.check,
+            run,
+            shape,
+            rebuild,
+            _PATHS,
+        )
+        served = _C.fast_served(self.fast)
+        self._in_vain = self._in_vain + dropped if served == self._served else 0
+        self._served = served
+        if self._in_vain > _IN_VAIN:
+            self._give_up("what the model reads, or an object among its arguments, is another one at every call")
+
+    def copied(self) -> tuple[Any, ...]:
+        """How a copy is made, for copy and pickle."""
+        return _again, (self.model, self.options)
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -155,39 +186,13 @@ def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _arguments(values: Sequence[Any]) -> tuple[list[torch.Tensor], list[Any]]:
-    """Tensors among the arguments, in the order native code meets them, and the containers they came in."""
-    tensors: list[torch.Tensor] = []
-    containers: list[Any] = []
-
-    def visit(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            tensors.append(value)
-        elif type(value) in (tuple, list):
-            containers.append(value)
-            for v in value:
-                visit(v)
-        elif type(value) is dict:
-            containers.append(value)
-            for v in value.values():
-                visit(v)
-
-    for v in values:
-        visit(v)
-    return tensors, containers
-
-
-def _changes_python_state(effects: SideEffects) -> bool:
-    # Objects made in the trace are the trace's own; only what existed before matters to the caller.
-    existing = (AttributeMutationExisting, ValueMutationExisting)
-    return bool(effects.tensor_hooks or effects.save_for_backward) or any(
-        isinstance(v.mutation_type, existing) and effects.is_modified(v) for v in effects.id_to_variable.values()
-    )
-
-
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _again(model: Callable[..., Any], options: Options) -> _C.FastCall:
+    return Learner(model, options).fast
 
 
 def compile(
@@ -195,7 +200,8 @@ def compile(
 ) -> Any:
     """Compiles a model or function, with a native check in the place of Dynamo's guards.
 
-    The result is called as the model is; its other attributes are the model's.
+    The result is called as the model is. Attributes, items and class are the model's, and setting them sets the
+    model's. A copy is compiled anew, from a copy of the model.
 
     Args:
         model: any module or function that `torch.compile` takes.
@@ -208,17 +214,13 @@ def compile(
     """
     if not callable(model):
         raise TypeError(f"graphmode.compile takes a module or a function; got {type(model).__name__}")
-    learner = Learner(model, resolve(options))
-    fast = _C.FastCall(learner)
-    learner.fast = fast
-    fast.model = model  # type: ignore[attr-defined]
-    fast.learner = learner  # type: ignore[attr-defined]
+    fast = _again(model, resolve(options))
     if example_inputs is not None:
         given: Sequence[Any] = [example_inputs] if isinstance(example_inputs, torch.Tensor) else example_inputs
         if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
             raise TypeError("example_inputs takes a tensor, or a list or tuple of positional arguments")
         state = torch.get_rng_state()
-        for _ in range(learner.options.capture_after + 1):
+        for _ in range(resolve(options).capture_after + 1):
             fast(*given)
         torch.set_rng_state(state)
     return fast

@@ -10,10 +10,12 @@
 
 #include "executable.h"
 #include "fast_call.h"
+#include "mode.h"
 #include "other_threads.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
+#include "watch.h"
 
 namespace graphmode {
 
@@ -339,7 +341,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("pause_recording", &pause_recording, py::arg("pause"));
   m.def("is_capturing", [] { return recording() != nullptr; });
   m.def("is_plain", [](const at::Tensor& t) { return is_plain(t); });
-  m.def("mode_bits", &mode_bits);
   m.def("forget_proofs", &forget_proofs);
   m.def("arena_bytes", &arena_bytes);
   m.def("arena_blocks", &arena_blocks);
@@ -363,6 +364,8 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
   bind_runner(m);
+  bind_mode(m);
+  bind_watch(m);
   bind_fast_call(m);
 }
 

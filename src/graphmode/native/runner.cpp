@@ -2,10 +2,7 @@
 // goes to `miss`, where policy is. Owns the graphs of the region; decides nothing.
 #include "runner.h"
 
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <structmember.h>
 #include <torch/csrc/Exceptions.h>
@@ -16,23 +13,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "mode.h"
 #include "recorder.h"
 
 namespace graphmode {
-
-uint64_t mode_bits() {
-  auto& context = at::globalContext();
-  uint64_t bits = static_cast<uint64_t>(at::get_num_threads());
-  bits = bits << 1 | c10::InferenceMode::is_enabled();
-  bits = bits << 1 | context.deterministicAlgorithms();
-  bits = bits << 1 | context.deterministicFillUninitializedMemory();
-  bits = bits << 1 | context.userEnabledMkldnn();
-  bits = bits << 1 | context.allowTF32CuBLAS();
-  bits = bits << 1 | context.userEnabledFlashSDP();
-  bits = bits << 1 | context.userEnabledMathSDP();
-  bits = bits << 8 | static_cast<uint64_t>(at::get_default_dtype_as_scalartype());
-  return bits;
-}
 
 namespace {
 
@@ -58,7 +42,7 @@ struct ArgCheck {
 
 struct Entry {
   int64_t id = 0;
-  uint64_t mode = 0;
+  Mode mode;
   std::vector<ArgCheck> args;
   std::shared_ptr<Executable> graph;
   std::vector<std::pair<int, THPObjectPtr>> outputs;  // index into the replay's results, or -1 and a constant
@@ -152,7 +136,7 @@ bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
 }
 
 // `tensors` gets one pointer per argument; null where the argument is no tensor.
-bool matches(Entry& e, PyObject* const* args, size_t n, uint64_t mode, bool grad, const at::Tensor** tensors) {
+bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool grad, const at::Tensor** tensors) {
   if (e.mode != mode || e.args.size() != n) {
     return false;
   }
@@ -385,7 +369,7 @@ PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
     return nullptr;
   }
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
-  const uint64_t mode = mode_bits();
+  const Mode mode = current_mode();
   const bool grad = state.enables_grad || c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
     if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
@@ -427,7 +411,7 @@ void bind_runner(pybind11::module_& m) {
         auto& state = state_of(runner);
         auto e = std::make_shared<Entry>();
         e->id = state.next_id++;
-        e->mode = mode_bits();
+        e->mode = current_mode();
         e->graph = graph;
         for (size_t i = 0; i < args.size(); ++i) {
           e->args.push_back(check_of(args[i].ptr(), i, graph->plan()));

@@ -7,9 +7,6 @@
 
 namespace graphmode {
 
-// What a signature holds besides the arguments: thread count, inference mode and the flags that choose kernels.
-uint64_t mode_bits();
-
 bool is_runner(PyObject* object);
 
 // The replay's results as a tuple, or null (and no error set) when no graph fits these arguments. Throws what a replay

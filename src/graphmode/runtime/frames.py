@@ -84,8 +84,12 @@ def _options_of(compiler: Callable[..., Any]) -> Options | None:
     """The options of a torch.compile() with our backend; None for any other."""
     backend = innermost_backend(compiler)
     given = getattr(backend, "kwargs", {})
-    if not getattr(getattr(backend, "compiler_fn", backend), "is_graphmode", False):
+    function = getattr(backend, "compiler_fn", backend)
+    if not getattr(function, "is_graphmode", False):
         return None
+    own = getattr(function, "options", None)
+    if isinstance(own, Options):  # graphmode.compile's
+        return own
     try:
         return resolve(given.get("options"), given.get("mode"))
     except OptionError:

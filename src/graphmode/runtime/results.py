@@ -45,11 +45,15 @@ def template(
     try:
         return _native(value, items, leaves, taken), None
     except NoTemplate as first:
-        flat, spec = pytree.tree_flatten(value)
+
+        def is_taken(part: Any) -> bool:
+            return part != () and any(part is t for t in taken)
+
+        flat, spec = pytree.tree_flatten(value, is_leaf=is_taken)
         if spec.is_leaf():
             raise
-        if any(value is t for t in taken):
-            raise NoTemplate("the result is one of the arguments") from first
+        if any(is_taken(part) for part in flat):
+            raise NoTemplate("the result holds one of the arguments") from first
         picks = [_leaf(x, items, ()) for x in flat]
 
         def rebuild(got: tuple[Any, ...]) -> Any:

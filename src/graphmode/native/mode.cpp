@@ -1,0 +1,108 @@
+#include "mode.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SavedTensorHooks.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace graphmode {
+
+namespace {
+
+uint64_t rounding() {
+  // torch.set_flush_denormal writes here, for one thread; torch has no getter.
+#if defined(__x86_64__)
+  constexpr unsigned kControl = ~0x3FU;  // the six lowest bits are what earlier operations left
+  return _mm_getcsr() & kControl;
+#elif defined(__aarch64__)
+  uint64_t fpcr = 0;
+  asm volatile("mrs %0, fpcr" : "=r"(fpcr));
+  return fpcr & 0xFFFFFFFF;
+#else
+  return 0;
+#endif
+}
+
+uint64_t kernel_flags(at::Context& c) {
+  uint64_t bits = 0;
+  for (const bool flag : {
+           c10::InferenceMode::is_enabled(),
+           c.deterministicAlgorithms(),
+           c.deterministicAlgorithmsWarnOnly(),
+           c.deterministicFillUninitializedMemory(),
+           c.deterministicMkldnn(),
+           c.userEnabledMkldnn(),
+           c.userEnabledNNPACK(),
+           c.userEnabledFlashSDP(),
+           c.userEnabledMathSDP(),
+           c.userEnabledMemEfficientSDP(),
+           c.userEnabledCuDNNSDP(),
+           c.userEnabledOverrideableSDP(),
+           c.allowFP16BF16ReductionMathSDP(),
+           c.allowFP16ReductionCPU(),
+           c.allowFP16AccumulationCuBLAS(),
+           c.benchmarkCuDNN(),
+           c.deterministicCuDNN(),
+           c.userEnabledCuDNN(),
+       }) {
+    bits = bits << 1 | static_cast<uint64_t>(flag);
+  }
+  for (const auto option : {c.allowFP16ReductionCuBLAS(), c.allowBF16ReductionCuBLAS()}) {
+    bits = bits << 2 | static_cast<uint64_t>(option);
+  }
+  for (const auto op : {at::Float32Op::MATMUL, at::Float32Op::CONV, at::Float32Op::RNN}) {
+    bits = bits << 3 | static_cast<uint64_t>(c.float32Precision(at::Float32Backend::MKLDNN, op));
+    bits = bits << 3 | static_cast<uint64_t>(c.float32Precision(at::Float32Backend::CUDA, op));
+  }
+  for (const auto backend : c.sDPPriorityOrder()) {
+    bits = bits << 3 | (static_cast<uint64_t>(backend) & 7);
+  }
+  return bits;
+}
+
+}  // namespace
+
+Mode current_mode() {
+  auto& context = at::globalContext();
+  const auto keys = c10::impl::tls_local_dispatch_key_set();
+  const auto dtype = static_cast<uint64_t>(at::get_default_dtype_as_scalartype());
+  const auto engine = static_cast<uint64_t>(context.qEngine());
+  const auto threads = static_cast<uint64_t>(at::get_num_threads());
+  return {{keys.included_.raw_repr(), keys.excluded_.raw_repr(), kernel_flags(context),
+           threads << 48 | (engine & 0xFF) << 40 | (dtype & 0xFF) << 32 | rounding()}};
+}
+
+uint64_t traced_mode() {
+  uint64_t bits = c10::GradMode::is_enabled();
+  bits = bits << 1 | at::autocast::is_autocast_cache_enabled();
+  for (const auto device : {at::kCPU, at::kCUDA, at::kXPU, at::kPrivateUse1}) {
+    bits = bits << 1 | at::autocast::is_autocast_enabled(device);
+    bits = bits << 8 | static_cast<uint64_t>(at::autocast::get_autocast_dtype(device));
+  }
+  const auto functions = at::impl::PythonTorchFunctionTLS::get_disabled_state();
+  return bits << 2 | static_cast<uint64_t>(functions);
+}
+
+bool is_observed() {
+  return at::impl::PythonTorchFunctionTLS::stack_len() > 0 || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+         !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
+}
+
+void bind_mode(pybind11::module_& m) {
+  const auto bits = [] { return pybind11::tuple(pybind11::cast(current_mode().words)); };
+  m.def("mode_bits", bits, "What a graph depends on besides its arguments, as four numbers.");
+  m.def(
+      "traced_mode", [bits] { return std::make_pair(bits(), traced_mode()); },
+      "The same, with gradients and autocast: what code traced by Dynamo depends on.");
+  m.def("is_observed", &is_observed, "Whether a mode or hook looks at what a call runs.");
+}
+
+}  // namespace graphmode
