@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphmode import Graph
-from graphmode.errors import CaptureError
+from graphmode.errors import CaptureError, StateError
 
 from .ways import assert_same
 
@@ -81,12 +81,9 @@ def test_trap_1_a_scripted_condition_is_refused() -> None:
 def test_trap_2_control_flow_above_the_dispatcher_is_refused_or_right() -> None:
     refused(lambda x: F.one_hot(x.long()), torch.tensor([0.0, 1.0]))
     refused(lambda x: torch.narrow(x, 0, x[0].long(), 2), torch.tensor([1.0, 2.0, 3.0]))
-    replays(torch.cov, torch.randn(3, 5), [torch.randn(3, 5)])
-    replays(
-        lambda x: F.gaussian_nll_loss(x[0], x[1], x[2].abs() + 1),
-        torch.randn(3, 4),
-        [torch.randn(3, 4) for _ in range(2)],
-    )
+    # cov compares its divisor with zero on the host, and gaussian_nll_loss asks whether a variance is negative
+    refused(torch.cov, torch.randn(3, 5), "reads a value")
+    refused(lambda x: F.gaussian_nll_loss(x[0], x[1], x[2].abs() + 1), torch.randn(3, 4), "reads a value")
 
 
 def test_trap_2_tensor_split_at_a_tensor_s_values_is_refused_or_right() -> None:
@@ -174,13 +171,15 @@ class Passes(TorchDispatchMode):
 )
 @pytest.mark.parametrize("under_a_mode", [False, True])
 def test_trap_7_a_python_dispatch_mode_does_not_change_what_is_replayed(body: Body, under_a_mode: bool) -> None:
+    """Under a mode torch takes other kernels, with other bits: the capture is refused before it begins."""
     x = torch.randn(4, 4)
     if under_a_mode:
-        with Passes(), Graph() as graph:
-            y = body(x)
-    else:
-        with Graph() as graph:
-            y = body(x)
+        with pytest.raises(StateError, match="Passes"), Passes(), Graph():
+            body(x)
+        assert torch.overrides._len_torch_function_stack() == 0
+        return
+    with Graph() as graph:
+        y = body(x)
     for _ in range(2):
         x.normal_()
         graph.replay()

@@ -1,10 +1,12 @@
 #include "executable.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -581,7 +583,32 @@ size_t Executable::instances() {
   return all_.size();
 }
 
+namespace {
+// How often this process, or one it descends from, was forked on the way here; from 1, so that 0 is never.
+std::atomic<uint32_t>& forks() {
+  static std::atomic<uint32_t> count{1};
+  return count;
+}
+const int counting = pthread_atfork(nullptr, nullptr, [] { ++forks(); });
+}  // namespace
+
+// OpenMP's threads stay in the parent, and a child that calls on them waits for ever, in eager as well.
+void Executable::check_fork() {
+  if (!plan_->splits_work || at::get_num_threads() == 1) {
+    return;
+  }
+  const auto now = forks().load(std::memory_order_relaxed);
+  const auto before = forks_.exchange(now, std::memory_order_relaxed);
+  if (before != 0 && before != now) {
+    forks_ = before;
+    throw Forked(
+        "this process was forked after the graph had run on several threads, which stayed in the parent: call "
+        "torch.set_num_threads(1) in the child, or start it with multiprocessing's \"spawn\"");
+  }
+}
+
 std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
+  check_fork();
   Instance* mine = nullptr;
   {
     std::lock_guard<std::mutex> guard(mutex_);

@@ -40,6 +40,11 @@ struct Moved : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// Raised in a forked child where a kernel would wait for threads that only its parent has.
+struct Forked : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Plan {
   std::shared_ptr<Tape> tape;
   std::vector<OutputRef> outputs;
@@ -55,6 +60,7 @@ struct Plan {
   std::vector<int64_t> input_align;  // bytes: the largest element it is read as
   // The values that the program needs from a position on, to go on live there. It may take the GIL.
   std::function<std::pair<std::vector<int>, std::vector<int>>(int position)> needs;
+  bool splits_work = false;  // a value is large enough for torch to give it to several threads
   // Extent, in bytes relative to the input's first element, that the graph touches.
   std::vector<std::pair<int64_t, int64_t>> input_extent;
   int held = 0, out = 0, boxed = 0;  // steps by tier
@@ -88,8 +94,10 @@ class Executable {
   size_t instances();
 
  private:
+  void check_fork();
   std::shared_ptr<Plan> plan_;
   bool poison_;
+  std::atomic<uint32_t> forks_{0};  // of the process that replayed last, where that took several threads
   std::mutex mutex_;
   std::vector<std::unique_ptr<Instance>> all_;
 };

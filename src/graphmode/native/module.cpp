@@ -178,7 +178,7 @@ class Capture {
     }
     tape_->made.clear();
     for (const auto& d : tape_->drawn) {
-      if (!d.state.equal(state_of(d.generator))) {
+      if (!same_state(d)) {
         tape_->refuse("the block seeds a generator, which a replay would not do: seed it before replay() instead");
       }
     }
@@ -297,6 +297,8 @@ PYBIND11_MODULE(_C, m) {
       }
     } catch (const Diverged& e) {
       py::set_error(diverged, e.what());
+    } catch (const Forked& e) {
+      py::set_error(py::module_::import("graphmode.errors").attr("StateError"), e.what());
     } catch (const Moved& e) {
       py::set_error(moved, e.what());
     }

@@ -129,7 +129,7 @@ void check_generator(Tape& tape, const std::vector<c10::IValue>& args) {
     tape.refuse(
         "a draw from a generator that the graph does not know, which the block may have seeded: call "
         "register_generator_state(generator) before the capture");
-  } else if (!last->state.equal(state_of(last->generator))) {
+  } else if (!same_state(*last)) {
     tape.refuse("the block seeds a generator, which a replay would not do: seed it before replay() instead");
   }
 }
@@ -493,6 +493,11 @@ void pause_recording(bool pause) {
   if (current != nullptr) {
     c10::impl::tls_set_dispatch_key_included(kKey, !pause);
   }
+}
+
+bool same_state(const Drawn& drawn) {
+  RecordingOff off;
+  return drawn.state.equal(state_of(drawn.generator));
 }
 
 at::Tensor state_of(at::Generator generator) {

@@ -15,6 +15,8 @@ Tape* recording();
 void pause_recording(bool pause);
 // A copy of a generator's state.
 at::Tensor state_of(at::Generator generator);
+// Whether a generator is still where the last draw that was seen left it.
+bool same_state(const Drawn& drawn);
 
 // Tells the tape which tensors are the inputs, in order, before anything ran.
 void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs);

@@ -212,6 +212,12 @@ PyObject* replay(State& state, PyObject* diverged, PyObject* const* args, const 
     results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n), first.data());
   } catch (const Diverged& d) {
     return go_on_live(diverged, e, args, n, d);
+  } catch (const Forked& e) {
+    const auto errors = pybind11::module_::import("graphmode.errors");
+    PyErr_SetString(errors.attr("StateError").ptr(), e.what());
+    python_error error;
+    error.persist();
+    throw error;
   } catch (const Moved&) {  // nothing ran yet: the next graph is captured on what there is now
     auto& all = state.entries;
     all.erase(std::remove(all.begin(), all.end(), entry), all.end());
