@@ -35,8 +35,8 @@ def test_a_frame_without_code_still_names_its_place() -> None:
 
 
 def test_the_running_line_is_the_caller_s() -> None:
-    assert line_running() == f"{Path(__file__).name}:35 in test_the_running_line_is_the_caller_s: " + (
-        'assert line_running() == f"{Path(__file__).name}:35 in test_the_running_line_is_the_caller_s: " + ('
+    assert line_running() == f"{Path(__file__).name}:38 in test_the_running_line_is_the_caller_s: " + (
+        'assert line_running() == f"{Path(__file__).name}:38 in test_the_running_line_is_the_caller_s: " + ('
     )
 
 

@@ -254,8 +254,13 @@ void lift(Tape& tape, Node node, const at::Tensor& t, int index) {
   }
   const int id = tape.values[node.in[0].value].buffer;
   auto& b = tape.buffers[id];
-  if (b.kind != BufferKind::Fixed) {
-    return;
+  const bool of_the_program = tape.constants && tape.constants->count(t.storage().unsafeGetStorageImpl()) != 0;
+  if (b.kind != BufferKind::Fixed || of_the_program) {
+    return;  // a constant of the program stays where it is: what lifts it copies it next
+  }
+  if (!tape.met.empty() && tape.met.back().value == node.in[0].value) {  // made inside after all
+    tape.met_index.erase(tape.met.back().raw);
+    tape.met.pop_back();
   }
   RecordingOff off;
   node.kind = NodeKind::Lift;
