@@ -6,27 +6,27 @@
 #include <structmember.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "mode.h"
-
 namespace graphmode {
 
 namespace {
 
-struct ArgCheck {
+struct ArgCheck {  // of hundreds at each call: what is compared first lies together
   enum Kind : uint8_t { Tensor, Int, Other } kind = Other;
   // Tensor
+  bool requires_grad = false;  // which code traced by Dynamo may have asked for
+  bool written = false;
+  uint32_t rank = 0, dims = 0;   // where the sizes begin among the entry's; the strides follow
   PyTypeObject* type = nullptr;  // borrowed: a type seen in a live call
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
-  std::vector<int64_t> sizes, strides;
   int64_t storage_offset = -1;  // compared only where the graph looks outside the tensor's own extent
-  bool written = false;
-  int alias_of = -1;  // earlier argument on the same memory
+  int alias_of = -1;            // earlier argument on the same memory
   std::ptrdiff_t alias_distance = 0;
   int64_t lo = 0, hi = 0;  // bytes touched, from the first element
   // Int
@@ -37,6 +37,7 @@ struct Entry {
   int64_t id = 0;
   Mode mode;
   std::vector<ArgCheck> args;
+  std::vector<int64_t> dims;  // sizes and strides of the arguments, one after the other
   std::shared_ptr<Executable> graph;
   std::vector<std::pair<int, THPObjectPtr>> outputs;  // index into the replay's results, or -1 and a constant
   std::vector<const char*> last;                      // addresses at the last overlap check
@@ -65,16 +66,19 @@ struct RunnerObject {
   PyObject* weakrefs;
 };
 
-bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
-  if (a.size() != b.size()) {
-    return false;
-  }
-  for (size_t i = 0; i < b.size(); ++i) {  // a few numbers: faster than memcmp's call
+bool same(c10::IntArrayRef a, const int64_t* b) {
+  for (size_t i = 0; i < a.size(); ++i) {  // a few numbers: faster than memcmp's call
     if (a[i] != b[i]) {
       return false;
     }
   }
   return true;
+}
+
+// As Tensor::requires_grad, but without its two calls where no view asks its base.
+bool requires_grad(c10::TensorImpl* impl) {
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
+  return meta != nullptr && (meta->is_view_ ? meta->requires_grad() : meta->requires_grad_ || meta->grad_fn_);
 }
 
 const char* address(const at::Tensor& t) {
@@ -131,9 +135,11 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       }
       const auto& t = THPVariable_Unpack(got);
       auto* impl = t.unsafeGetTensorImpl();
-      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || !same(impl->sizes(), want.sizes) ||
-          !same(impl->strides(), want.strides) || (grad && t.requires_grad()) ||
-          (want.storage_offset >= 0 && impl->storage_offset() != want.storage_offset)) {
+      const int64_t* dims = e.dims.data() + want.dims;
+      const bool needs_grad = requires_grad(impl);
+      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || impl->sizes().size() != want.rank ||
+          !same(impl->sizes(), dims) || !same(impl->strides(), dims + want.rank) || needs_grad != want.requires_grad ||
+          (grad && needs_grad) || (want.storage_offset >= 0 && impl->storage_offset() != want.storage_offset)) {
         return false;
       }
       tensors[i] = &t;
@@ -194,7 +200,7 @@ PyObject* runner_call(PyObject* self, PyObject* const* args, size_t nargsf, PyOb
   HANDLE_TH_ERRORS
   auto* r = reinterpret_cast<RunnerObject*>(self);
   if (kwnames == nullptr) {
-    if (PyObject* result = runner_try(self, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)))) {
+    if (PyObject* result = runner_try(self, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), current_mode())) {
       return result;
     }
   }
@@ -259,16 +265,19 @@ State& state_of(const pybind11::handle& runner) {
   return *reinterpret_cast<RunnerObject*>(runner.ptr())->state;
 }
 
-ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
+ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int64_t>& dims) {
   ArgCheck a;
   if (THPVariable_Check(arg)) {
     const auto& t = THPVariable_Unpack(arg);
     a.kind = ArgCheck::Tensor;
     a.type = Py_TYPE(arg);
+    a.requires_grad = t.requires_grad();
     a.keys = t.unsafeGetTensorImpl()->key_set();
     a.dtype = t.dtype();
-    a.sizes = t.sizes().vec();
-    a.strides = t.strides().vec();
+    a.rank = static_cast<uint32_t>(t.dim());
+    a.dims = static_cast<uint32_t>(dims.size());
+    dims.insert(dims.end(), t.sizes().begin(), t.sizes().end());
+    dims.insert(dims.end(), t.strides().begin(), t.strides().end());
     const auto& tape = *plan.tape;
     const int value = tape.inputs[index];
     a.written = plan.input_written[index];
@@ -304,14 +313,13 @@ bool is_runner(PyObject* object) {
   return Py_TYPE(object) == &runner_type;
 }
 
-PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
+PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n, const Mode& mode) {
   auto& state = *reinterpret_cast<RunnerObject*>(runner)->state;
   auto& entries = state.entries;
   if (entries.empty()) {
     return nullptr;
   }
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
-  const Mode mode = current_mode();
   const bool grad = c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
     if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
@@ -356,7 +364,7 @@ void bind_runner(pybind11::module_& m) {
         e->mode = current_mode();
         e->graph = graph;
         for (size_t i = 0; i < args.size(); ++i) {
-          e->args.push_back(check_of(args[i].ptr(), i, graph->plan()));
+          e->args.push_back(check_of(args[i].ptr(), i, graph->plan(), e->dims));
           e->any_written = e->any_written || e->args.back().written;
         }
         for (auto& a : e->args) {

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/Exceptions.h>
 
+#include <algorithm>
 #include <string>
 
 namespace graphmode {
@@ -35,6 +36,13 @@ Watch* made(PyObject* self) {
   return held.holder_constructed() ? held.value_ptr<Watch>() : nullptr;
 }
 
+// A list or tuple, and a tuple.
+bool same_items(PyObject* now, PyObject* items) {
+  const Py_ssize_t n = PyTuple_GET_SIZE(items);
+  return PySequence_Fast_GET_SIZE(now) == n &&
+         std::equal(PySequence_Fast_ITEMS(items), PySequence_Fast_ITEMS(items) + n, PySequence_Fast_ITEMS(now));
+}
+
 THPObjectPtr own(const pybind11::handle& h) {
   return THPObjectPtr(Py_NewRef(h.ptr()));
 }
@@ -55,6 +63,8 @@ Watch::Watch(const pybind11::list& entries) {
     } else if (kind == "items") {
       TORCH_CHECK_TYPE(PyList_Check(e[1].ptr()), "a list");
       lists_.push_back({own(e[1]), THPObjectPtr(PyList_AsTuple(e[1].ptr()))});
+    } else if (kind == "keys") {
+      orders_.push_back({own(e[1]), THPObjectPtr(PySequence_Tuple(e[1].ptr()))});
     } else if (kind == "entry") {
       entries_.push_back({own(e[1]), own(e[2]), own(e[3])});
     } else if (kind == "attribute") {
@@ -108,15 +118,15 @@ bool Watch::unchanged() const {
     }
   }
   for (const auto& l : lists_) {
-    PyObject *list = get(l.list), *items = get(l.items);
-    const Py_ssize_t n = PyTuple_GET_SIZE(items);
-    if (PyList_GET_SIZE(list) != n) {
+    if (!same_items(get(l.list), get(l.items))) {
       return false;
     }
-    for (Py_ssize_t i = 0; i < n; ++i) {
-      if (PyList_GET_ITEM(list, i) != PyTuple_GET_ITEM(items, i)) {
-        return false;
-      }
+  }
+  for (const auto& o : orders_) {
+    const THPObjectPtr now(PySequence_Tuple(get(o.list)));
+    if (!now || !same_items(get(now), get(o.items))) {
+      PyErr_Clear();
+      return false;
     }
   }
   for (const auto& e : entries_) {
@@ -142,9 +152,11 @@ int Watch::traverse(visitproc visit, void* arg) const {
   for (const auto& [object, type] : bare_) {
     Py_VISIT(get(object));
   }
-  for (const auto& l : lists_) {
-    Py_VISIT(get(l.list));
-    Py_VISIT(get(l.items));
+  for (const auto* lists : {&lists_, &orders_}) {
+    for (const auto& l : *lists) {
+      Py_VISIT(get(l.list));
+      Py_VISIT(get(l.items));
+    }
   }
   for (const auto* values : {&entries_, &attributes_}) {
     for (const auto& v : *values) {

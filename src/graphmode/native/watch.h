@@ -17,7 +17,8 @@ inline PyObject* get(const THPObjectPtr& p) {
 
 class Watch {
  public:
-  // ("dict", dict) | ("items", list) | ("entry", dict, key, value) | ("attribute", object, name, value) |
+  // ("dict", dict) | ("items", list) | ("keys", OrderedDict) | ("entry", dict, key, value) | ("attribute", object,
+  // name, value) |
   // ("object", object) | ("type", type)
   explicit Watch(const pybind11::list& entries);
 
@@ -49,6 +50,7 @@ class Watch {
   std::vector<Dict> dicts_;
   std::vector<std::pair<THPObjectPtr, PyTypeObject*>> bare_;  // objects without a dict, and their types
   std::vector<List> lists_;
+  std::vector<List> orders_;  // of the keys of an OrderedDict
   std::vector<Value> entries_, attributes_;
   std::vector<Type> types_;
 };
