@@ -366,8 +366,8 @@ void bind_fast_call(pybind11::module_& m) {
   fast_type.tp_traverse = &fast_traverse;
   fast_type.tp_clear = &fast_clear;
   fast_type.tp_call = &PyVectorcall_Call;
-  fast_type.tp_vectorcall_offset = offsetof(FastObject, vectorcall);
-  fast_type.tp_weaklistoffset = offsetof(FastObject, weakrefs);
+  fast_type.tp_vectorcall_offset = offsetof(Wrapped, vectorcall);
+  fast_type.tp_weaklistoffset = offsetof(Wrapped, weakrefs);
   look_like_the_model(fast_type);
   if (PyType_Ready(&fast_type) < 0) {
     throw pybind11::error_already_set();

@@ -30,6 +30,27 @@ unsigned int type_tag(PyTypeObject* type) {
   return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? type->tp_version_tag : 0;
 }
 
+unsigned int make_type_tag(PyTypeObject* type) {
+  // A look-up makes Python give the type a tag.
+  const THPObjectPtr any(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__init__"));
+  PyErr_Clear();
+  return type_tag(type);
+}
+
+// Entries by identity. copy and pickle leave a note of their own in a class.
+bool same_contents(PyObject* now, PyObject* before) {
+  PyObject *key = nullptr, *value = nullptr;
+  Py_ssize_t at = 0, seen = 0;
+  while (PyDict_Next(now, &at, &key, &value)) {
+    PyObject* had = PyDict_GetItem(before, key);
+    seen += had != nullptr;
+    if (had != value && PyUnicode_CompareWithASCIIString(key, "__slotnames__") != 0) {
+      return false;
+    }
+  }
+  return seen == PyDict_GET_SIZE(before);
+}
+
 // Null while the constructor still runs, which the garbage collector may interrupt.
 Watch* made(PyObject* self) {
   auto held = reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder();
@@ -70,14 +91,32 @@ Watch::Watch(const pybind11::list& entries) {
     } else if (kind == "attribute") {
       attributes_.push_back({own(e[1]), own(e[2]), own(e[3])});
     } else {
-      auto* type = reinterpret_cast<PyTypeObject*>(e[1].ptr());
-      // A look-up makes Python give the type a tag.
-      const THPObjectPtr any(PyObject_GetAttrString(e[1].ptr(), "__init__"));
-      PyErr_Clear();
-      types_.push_back({own(e[1]), type_tag(type)});
-      TORCH_CHECK_VALUE(types_.back().tag != 0, type->tp_name, " has no version");
+      types_.emplace_back(reinterpret_cast<PyTypeObject*>(e[1].ptr()));
     }
   }
+}
+
+Watch::Type::Type(PyTypeObject* t)
+    : type(Py_NewRef(reinterpret_cast<PyObject*>(t))), mro(Py_NewRef(t->tp_mro)), tag(make_type_tag(t)) {
+  TORCH_CHECK_VALUE(tag != 0, t->tp_name, " has no version");
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(t->tp_mro); ++i) {
+    auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(t->tp_mro, i));
+    if (PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) {
+      contents.emplace_back(base, PyDict_Copy(base->tp_dict));
+    }
+  }
+}
+
+bool Watch::Type::unchanged() const {
+  auto* t = reinterpret_cast<PyTypeObject*>(get(type));
+  if (type_tag(t) == tag) {
+    return true;
+  }
+  const bool same = t->tp_mro == get(mro) && std::all_of(contents.begin(), contents.end(), [](const auto& c) {
+                      return same_contents(c.first->tp_dict, get(c.second));
+                    });
+  tag = same ? make_type_tag(t) : tag;
+  return same;
 }
 
 void Watch::add_object(PyObject* object) {
@@ -102,7 +141,7 @@ void Watch::add_object(PyObject* object) {
 
 bool Watch::unchanged() const {
   for (const auto& t : types_) {
-    if (type_tag(reinterpret_cast<PyTypeObject*>(get(t.type))) != t.tag) {
+    if (!t.unchanged()) {
       return false;
     }
   }
@@ -167,6 +206,10 @@ int Watch::traverse(visitproc visit, void* arg) const {
   }
   for (const auto& t : types_) {
     Py_VISIT(get(t.type));
+    Py_VISIT(get(t.mro));
+    for (const auto& [base, contents] : t.contents) {
+      Py_VISIT(get(contents));
+    }
   }
   return 0;
 }

@@ -41,8 +41,12 @@ class Watch {
     THPObjectPtr owner, name, value;
   };
   struct Type {
-    THPObjectPtr type;
-    unsigned int tag = 0;
+    explicit Type(PyTypeObject* type);
+    bool unchanged() const;
+    THPObjectPtr type, mro;
+    std::vector<std::pair<PyTypeObject*, THPObjectPtr>> contents;  // what each class in the mro had
+    // The version is another one too where something was set and put back, as Dynamo does.
+    mutable unsigned int tag = 0;
   };
 
   void add_object(PyObject* object);
