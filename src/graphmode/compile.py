@@ -16,6 +16,8 @@ import torch
 import torch.fx as fx
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.types import GuardFilterEntry
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from graphmode import _C
 from graphmode.backend import graphmode_backend
@@ -99,6 +101,10 @@ class Learner:
             )
             _C.fast_forget(self.fast)
             self._start()
+        if any(not isinstance(m, DeviceContext) for m in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+            # Dynamo would apply the mode to what it traces, and what it traced would run under it again.
+            ledger.gone.fall_back("a torch function mode looks at the call, which runs in eager for that")
+            return self.model(*args, **kwargs)
         if self.why_not is not None:
             return self._run(*args, **kwargs)
         mode = _C.traced_mode()
@@ -140,6 +146,8 @@ class Learner:
             return
         if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in given):
             return  # ran under autograd, which the region counts; without gradients it may be captured yet
+        if _C.fast_knows(self.fast, args, kwargs, run):
+            return  # warming up, refused or gone: the region has no graph for it now
         scope = {"args": args, "kwargs": kwargs, "model": self.model}
         values = list(roots([*args, *kwargs.values()]))
         tensors = [v for v in values if isinstance(v, torch.Tensor)]

@@ -19,16 +19,10 @@ namespace graphmode {
 
 namespace {
 
-struct Leaf {        // a tensor among the arguments
-  int same_as = -1;  // an earlier leaf that is the same object, or -1
-  int held = -1;     // a tensor of the trace that is the same object, or -1
-  bool requires_grad = false;
+struct Leaf {                      // a tensor among the arguments
+  int same_as = -1;                // an earlier leaf that is the same object, or -1
+  int given = -1;                  // the argument of the runner that is the same object and belongs to the trace, or -1
   std::optional<TensorForm> form;  // where the runner does not compare it
-};
-
-struct Held {  // what the runner gets that belongs to the trace
-  THPObjectPtr object;
-  bool is_tensor = false, requires_grad = false;
 };
 
 struct Path {
@@ -38,8 +32,9 @@ struct Path {
   THPObjectPtr names;  // of keyword arguments, or null
   std::vector<Pattern> arguments;
   std::vector<Leaf> leaves;
-  std::vector<Held> held;
-  std::vector<int> sources;  // of the runner's arguments: a leaf's index, or -1 - a held object's
+  std::vector<THPObjectPtr> held;                 // what the runner gets that belongs to the trace
+  std::vector<PyObject*> given;                   // the runner's arguments: borrowed from `held`, or null for a leaf
+  std::vector<std::pair<size_t, size_t>> places;  // (argument of the runner, leaf)
   Watch watch;
   THPObjectPtr check;  // Dynamo's guards that nothing here covers, on {"args", "kwargs", "model"}; or null
   THPObjectPtr runner;
@@ -70,10 +65,6 @@ struct Call {  // one call's arguments, and the state it is made in
     return names == nullptr ? 0 : static_cast<size_t>(PyTuple_GET_SIZE(names));
   }
 };
-
-bool requires_grad(PyObject* tensor) {
-  return THPVariable_Unpack(tensor).requires_grad();
-}
 
 bool same_names(const Path& path, const Call& call) {
   PyObject* want = get(path.names);
@@ -108,7 +99,7 @@ bool same_form(const Path& path, const Call& call, std::vector<PyObject*>& leave
   }
   for (size_t i = 0; i < leaves.size(); ++i) {
     const auto& want = path.leaves[i];
-    if (requires_grad(leaves[i]) != want.requires_grad || (want.form && !want.form->match(leaves[i]))) {
+    if (want.form && !want.form->match(leaves[i])) {
       return false;
     }
     for (size_t j = 0; j < i; ++j) {
@@ -121,21 +112,14 @@ bool same_form(const Path& path, const Call& call, std::vector<PyObject*>& leave
   return true;
 }
 
-// The tensors that belong to the trace: that an argument is one of them just where it was.
+// An argument is a tensor that belongs to the trace just where it was one.
 bool same_held(const Path& path, const std::vector<PyObject*>& leaves) {
-  for (size_t j = 0; j < path.held.size(); ++j) {
-    const auto& held = path.held[j];
-    if (!held.is_tensor) {
-      continue;
-    }
-    PyObject* object = get(held.object);
-    if (requires_grad(object) != held.requires_grad) {
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const int want = path.leaves[i].given;
+    const bool same = want >= 0 ? path.given[static_cast<size_t>(want)] == leaves[i]
+                                : std::find(path.given.begin(), path.given.end(), leaves[i]) == path.given.end();
+    if (!same) {
       return false;
-    }
-    for (size_t i = 0; i < leaves.size(); ++i) {
-      if ((leaves[i] == object) != (path.leaves[i].held == static_cast<int>(j))) {
-        return false;
-      }
     }
   }
   return true;
@@ -183,12 +167,11 @@ PyObject* fast_call(PyObject* self, PyObject* const* args, size_t nargsf, PyObje
           !guards_hold(*path, call, f->model)) {
         continue;
       }
-      c10::SmallVector<PyObject*, 64> given;
-      given.reserve(path->sources.size());
-      for (const int s : path->sources) {
-        given.push_back(s >= 0 ? leaves[static_cast<size_t>(s)] : get(path->held[static_cast<size_t>(-1 - s)].object));
+      c10::SmallVector<PyObject*, 64> given(path->given.begin(), path->given.end());
+      for (const auto& [argument, leaf] : path->places) {
+        given[argument] = leaves[leaf];
       }
-      THPObjectPtr items(runner_try(get(path->runner), given.data(), given.size()));
+      THPObjectPtr items(runner_try(get(path->runner), given.data(), given.size(), call.mode));
       if (!items) {
         continue;  // no graph for these sizes: another path's may fit, else Dynamo's
       }
@@ -231,7 +214,7 @@ int fast_traverse(PyObject* self, visitproc visit, void* arg) {
     Py_VISIT(get(p->runner));
     Py_VISIT(get(p->rebuild));
     for (const auto& h : p->held) {
-      Py_VISIT(get(h.object));
+      Py_VISIT(get(h));
     }
     int stop = p->watch.traverse(visit, arg);
     for (size_t i = 0; stop == 0 && i < p->arguments.size(); ++i) {
@@ -277,6 +260,40 @@ THPObjectPtr or_null(const pybind11::object& o) {
   return THPObjectPtr(o.is_none() ? nullptr : Py_NewRef(o.ptr()));
 }
 
+struct Given {  // arguments as Python functions get them
+  std::vector<PyObject*> values;
+  size_t positional;
+  pybind11::tuple names;
+
+  Given(const pybind11::tuple& args, const pybind11::dict& kwargs) : positional(args.size()) {
+    for (const auto& a : args) {
+      values.push_back(a.ptr());
+    }
+    pybind11::list keys;
+    for (const auto& [key, value] : kwargs) {
+      keys.append(key);
+      values.push_back(value.ptr());
+    }
+    names = pybind11::tuple(keys);
+  }
+
+  Call call() const {
+    return {values.data(), positional, names.empty() ? nullptr : names.ptr()};
+  }
+};
+
+// Whether a call matches a path to this runner already, which had no graph for it.
+bool knows(const pybind11::object& fast, const pybind11::tuple& args, const pybind11::dict& kwargs,
+           const pybind11::object& runner) {
+  const Given given(args, kwargs);
+  std::vector<PyObject*> leaves;
+  const auto& paths = *fast_of(fast)->paths;
+  return std::any_of(paths.begin(), paths.end(), [&](const auto& p) {
+    return get(p->runner) == runner.ptr() && same_form(*p, given.call(), leaves) && same_held(*p, leaves) &&
+           p->watch.unchanged();
+  });
+}
+
 // `sources`: per argument of the runner (index of a leaf, None) or (-1, object). `compared`: per leaf, whether its form
 // is compared here. Returns how many paths went that had not served a call: no more than `keep` are held.
 size_t learn(const pybind11::object& fast, const pybind11::tuple& args, const pybind11::dict& kwargs, Watch& watch,
@@ -284,29 +301,10 @@ size_t learn(const pybind11::object& fast, const pybind11::tuple& args, const py
              const pybind11::object& check, const pybind11::object& runner, const pybind11::object& result,
              const pybind11::object& rebuild, size_t keep) {
   TORCH_CHECK(is_runner(runner.ptr()), "expected a graphmode Runner");
-  pybind11::list names;
-  std::vector<PyObject*> values;
-  for (const auto& a : args) {
-    values.push_back(a.ptr());
-  }
-  for (const auto& [key, value] : kwargs) {
-    names.append(key);
-    values.push_back(value.ptr());
-  }
-  const pybind11::tuple keys(names);
-  const Call call(values.data(), args.size(), keys.empty() ? nullptr : keys.ptr());
-
+  const Given given(args, kwargs);
+  const Call call = given.call();
   auto& paths = *fast_of(fast)->paths;
   std::vector<PyObject*> leaves;
-  const auto replaced = [&](const std::shared_ptr<Path>& old) {
-    return get(old->runner) == runner.ptr() && same_form(*old, call, leaves);
-  };
-  for (const auto& old : paths) {
-    if (replaced(old) && same_held(*old, leaves) && old->watch.unchanged()) {
-      return 0;  // it is known, and the runner had no graph for it
-    }
-  }
-
   auto path = std::make_shared<Path>(std::move(watch));
   path->mode = call.mode;
   path->traced = call.traced;
@@ -315,7 +313,7 @@ size_t learn(const pybind11::object& fast, const pybind11::tuple& args, const py
   path->check = or_null(check);
   path->runner = THPObjectPtr(Py_NewRef(runner.ptr()));
   leaves.clear();
-  for (PyObject* value : values) {
+  for (PyObject* value : given.values) {
     path->arguments.emplace_back(value);
     TORCH_CHECK(path->arguments.back().match(value, leaves), "an argument does not match itself");
   }
@@ -323,21 +321,19 @@ size_t learn(const pybind11::object& fast, const pybind11::tuple& args, const py
   for (const auto& [leaf, object] : sources) {
     if (leaf >= 0) {
       TORCH_CHECK_INDEX(static_cast<size_t>(leaf) < leaves.size(), "no leaf ", leaf);
-      path->sources.push_back(leaf);
-      continue;
+      path->places.emplace_back(path->given.size(), static_cast<size_t>(leaf));
+      path->given.push_back(nullptr);
+    } else {
+      path->held.emplace_back(Py_NewRef(object.ptr()));
+      path->given.push_back(object.ptr());
     }
-    const bool is_tensor = THPVariable_Check(object.ptr());
-    path->sources.push_back(-1 - static_cast<int>(path->held.size()));
-    path->held.push_back({THPObjectPtr(Py_NewRef(object.ptr())), is_tensor, is_tensor && requires_grad(object.ptr())});
   }
   for (size_t i = 0; i < leaves.size(); ++i) {
     Leaf leaf;
-    leaf.requires_grad = requires_grad(leaves[i]);
     const auto earlier = std::find(leaves.begin(), leaves.begin() + static_cast<std::ptrdiff_t>(i), leaves[i]);
     leaf.same_as = static_cast<size_t>(earlier - leaves.begin()) < i ? static_cast<int>(earlier - leaves.begin()) : -1;
-    for (size_t j = 0; j < path->held.size(); ++j) {
-      leaf.held = get(path->held[j].object) == leaves[i] ? static_cast<int>(j) : leaf.held;
-    }
+    const auto held = std::find(path->given.begin(), path->given.end(), leaves[i]);
+    leaf.given = held == path->given.end() ? -1 : static_cast<int>(held - path->given.begin());
     if (compared[i]) {
       leaf.form.emplace(leaves[i]);
     }
@@ -350,7 +346,8 @@ size_t learn(const pybind11::object& fast, const pybind11::tuple& args, const py
   }
   std::vector<std::shared_ptr<Path>> dropped, kept{std::move(path)};
   for (auto& old : paths) {
-    (replaced(old) || kept.size() >= keep ? dropped : kept).push_back(std::move(old));
+    const bool replaced = get(old->runner) == runner.ptr() && same_form(*old, call, leaves);
+    (replaced || kept.size() >= keep ? dropped : kept).push_back(std::move(old));
   }
   paths = std::move(kept);  // before what the others held dies, which may call back
   return static_cast<size_t>(
@@ -369,13 +366,14 @@ void bind_fast_call(pybind11::module_& m) {
   fast_type.tp_traverse = &fast_traverse;
   fast_type.tp_clear = &fast_clear;
   fast_type.tp_call = &PyVectorcall_Call;
-  fast_type.tp_vectorcall_offset = offsetof(FastObject, vectorcall);
-  fast_type.tp_weaklistoffset = offsetof(FastObject, weakrefs);
+  fast_type.tp_vectorcall_offset = offsetof(Wrapped, vectorcall);
+  fast_type.tp_weaklistoffset = offsetof(Wrapped, weakrefs);
   look_like_the_model(fast_type);
   if (PyType_Ready(&fast_type) < 0) {
     throw pybind11::error_already_set();
   }
   m.add_object("FastCall", pybind11::handle(reinterpret_cast<PyObject*>(&fast_type)));
+  m.def("fast_knows", &knows);
   m.def("fast_learn", &learn);
   m.def("fast_served", [](const pybind11::object& fast) { return fast_of(fast)->served; });
   m.def("fast_forget", [](const pybind11::object& fast) {

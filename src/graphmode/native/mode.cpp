@@ -48,19 +48,11 @@ uint64_t kernel_flags(at::Context& c) {
            c.userEnabledOverrideableSDP(),
            c.allowFP16BF16ReductionMathSDP(),
            c.allowFP16ReductionCPU(),
-           c.allowFP16AccumulationCuBLAS(),
-           c.benchmarkCuDNN(),
-           c.deterministicCuDNN(),
-           c.userEnabledCuDNN(),
        }) {
     bits = bits << 1 | static_cast<uint64_t>(flag);
   }
-  for (const auto option : {c.allowFP16ReductionCuBLAS(), c.allowBF16ReductionCuBLAS()}) {
-    bits = bits << 2 | static_cast<uint64_t>(option);
-  }
   for (const auto op : {at::Float32Op::MATMUL, at::Float32Op::CONV, at::Float32Op::RNN}) {
     bits = bits << 3 | static_cast<uint64_t>(c.float32Precision(at::Float32Backend::MKLDNN, op));
-    bits = bits << 3 | static_cast<uint64_t>(c.float32Precision(at::Float32Backend::CUDA, op));
   }
   for (const auto backend : c.sDPPriorityOrder()) {
     bits = bits << 3 | (static_cast<uint64_t>(backend) & 7);
@@ -81,11 +73,17 @@ Mode current_mode() {
 }
 
 uint64_t traced_mode() {
+  const auto& context = at::globalContext();
   uint64_t bits = c10::GradMode::is_enabled();
+  for (const auto option : {context.allowFP16ReductionCuBLAS(), context.allowBF16ReductionCuBLAS()}) {
+    bits = bits << 2 | static_cast<uint64_t>(option);
+  }
+  const auto precision = context.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL);
+  bits = bits << 3 | static_cast<uint64_t>(precision);
   bits = bits << 1 | at::autocast::is_autocast_cache_enabled();
   for (const auto device : {at::kCPU, at::kCUDA, at::kXPU, at::kPrivateUse1}) {
-    bits = bits << 1 | at::autocast::is_autocast_enabled(device);
-    bits = bits << 8 | static_cast<uint64_t>(at::autocast::get_autocast_dtype(device));
+    bits = bits << 8 |  // whether it is enabled is in the dispatch keys
+           static_cast<uint64_t>(at::autocast::get_autocast_dtype(device));
   }
   const auto functions = at::impl::PythonTorchFunctionTLS::get_disabled_state();
   return bits << 2 | static_cast<uint64_t>(functions);

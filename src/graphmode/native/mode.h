@@ -18,7 +18,7 @@ struct Mode {
 
 Mode current_mode();
 
-// What code traced by Dynamo depends on besides: gradients and autocast.
+// What code traced by Dynamo depends on besides: gradients, autocast, and flags of other devices that Dynamo guards.
 uint64_t traced_mode();
 
 // Whether something looks at every torch function, so that a call must not be cut short.

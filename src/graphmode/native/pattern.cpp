@@ -117,6 +117,7 @@ TensorForm::TensorForm(PyObject* o) : type(Py_TYPE(o)) {
   const auto& t = THPVariable_Unpack(o);
   keys = t.key_set();
   dtype = t.dtype();
+  requires_grad = t.requires_grad();
   if (t.layout() == at::kStrided) {
     sizes = t.sizes().vec();
     strides = t.strides().vec();
@@ -130,7 +131,7 @@ bool TensorForm::match(PyObject* o) const {
   }
   const auto& t = THPVariable_Unpack(o);
   return t.layout() == at::kStrided && t.key_set() == keys && t.dtype() == dtype && t.sizes() == sizes &&
-         t.strides() == strides && t.storage_offset() == storage_offset;
+         t.strides() == strides && t.storage_offset() == storage_offset && t.requires_grad() == requires_grad;
 }
 
 }  // namespace graphmode

@@ -29,6 +29,7 @@ struct TensorForm {
   caffe2::TypeMeta dtype;
   std::vector<int64_t> sizes, strides;
   int64_t storage_offset = 0;
+  bool requires_grad = false;
 
   explicit TensorForm(PyObject* o);
   bool match(PyObject* o) const;

@@ -7,32 +7,33 @@
 #include <structmember.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include "mode.h"
 #include "recorder.h"
 
 namespace graphmode {
 
 namespace {
 
-struct ArgCheck {
+struct ArgCheck {  // of hundreds at each call: what is compared first lies together
   enum Kind : uint8_t { Tensor, Int, Other } kind = Other;
   // Tensor
+  bool requires_grad = false;  // which code traced by Dynamo may have asked for
+  bool written = false;
+  uint32_t rank = 0, dims = 0;   // where the sizes begin among the entry's; the strides follow
   PyTypeObject* type = nullptr;  // borrowed: a type seen in a live call
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
-  std::vector<int64_t> sizes, strides;
   bool placed = false;         // the place in the storage matters:
-  int64_t storage_offset = 0;  // elements, at capture
   bool absolute = false;       // must be the same; else only the rest by `align` bytes
+  int64_t storage_offset = 0;  // elements, at capture
   int64_t align = 1;
   int64_t needs = 0;  // bytes of storage
-  bool written = false;
   int alias_of = -1;  // earlier argument on the same memory
   std::ptrdiff_t alias_distance = 0;
   int64_t lo = 0, hi = 0;  // bytes touched, from the first element
@@ -44,6 +45,7 @@ struct Entry {
   int64_t id = 0;
   Mode mode;
   std::vector<ArgCheck> args;
+  std::vector<int64_t> dims;  // sizes and strides of the arguments, one after the other
   std::shared_ptr<Executable> graph;
   std::vector<std::pair<int, THPObjectPtr>> outputs;  // index into the replay's results, or -1 and a constant
   std::vector<const char*> last;                      // addresses at the last overlap check
@@ -75,11 +77,8 @@ struct RunnerObject {
   PyObject* weakrefs;
 };
 
-bool same(c10::IntArrayRef a, const std::vector<int64_t>& b) {
-  if (a.size() != b.size()) {
-    return false;
-  }
-  for (size_t i = 0; i < b.size(); ++i) {  // a few numbers: faster than memcmp's call
+bool same(c10::IntArrayRef a, const int64_t* b) {
+  for (size_t i = 0; i < a.size(); ++i) {  // a few numbers: faster than memcmp's call
     if (a[i] != b[i]) {
       return false;
     }
@@ -95,6 +94,12 @@ bool placed_as_recorded(const ArgCheck& want, const c10::TensorImpl& t) {
     return false;
   }
   return !want.absolute || static_cast<int64_t>(t.unsafe_storage().nbytes()) >= want.needs;
+}
+
+// As Tensor::requires_grad, but without its two calls where no view asks its base.
+bool requires_grad(c10::TensorImpl* impl) {
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
+  return meta != nullptr && (meta->is_view_ ? meta->requires_grad() : meta->requires_grad_ || meta->grad_fn_);
 }
 
 const char* address(const at::Tensor& t) {
@@ -151,9 +156,11 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       }
       const auto& t = THPVariable_Unpack(got);
       auto* impl = t.unsafeGetTensorImpl();
-      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || !same(impl->sizes(), want.sizes) ||
-          !same(impl->strides(), want.strides) || (grad && t.requires_grad()) ||
-          (want.placed && !placed_as_recorded(want, *impl))) {
+      const int64_t* dims = e.dims.data() + want.dims;
+      const bool needs_grad = requires_grad(impl);
+      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || impl->sizes().size() != want.rank ||
+          !same(impl->sizes(), dims) || !same(impl->strides(), dims + want.rank) || needs_grad != want.requires_grad ||
+          (grad && needs_grad) || (want.placed && !placed_as_recorded(want, *impl))) {
         return false;
       }
       tensors[i] = &t;
@@ -250,7 +257,7 @@ PyObject* runner_call(PyObject* self, PyObject* const* args, size_t nargsf, PyOb
   HANDLE_TH_ERRORS
   auto* r = reinterpret_cast<RunnerObject*>(self);
   if (kwnames == nullptr) {
-    if (PyObject* result = runner_try(self, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)))) {
+    if (PyObject* result = runner_try(self, args, static_cast<size_t>(PyVectorcall_NARGS(nargsf)), current_mode())) {
       return result;
     }
   }
@@ -318,16 +325,19 @@ State& state_of(const pybind11::handle& runner) {
   return *reinterpret_cast<RunnerObject*>(runner.ptr())->state;
 }
 
-ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan) {
+ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int64_t>& dims) {
   ArgCheck a;
   if (THPVariable_Check(arg)) {
     const auto& t = THPVariable_Unpack(arg);
     a.kind = ArgCheck::Tensor;
     a.type = Py_TYPE(arg);
+    a.requires_grad = t.requires_grad();
     a.keys = t.unsafeGetTensorImpl()->key_set();
     a.dtype = t.dtype();
-    a.sizes = t.sizes().vec();
-    a.strides = t.strides().vec();
+    a.rank = static_cast<uint32_t>(t.dim());
+    a.dims = static_cast<uint32_t>(dims.size());
+    dims.insert(dims.end(), t.sizes().begin(), t.sizes().end());
+    dims.insert(dims.end(), t.strides().begin(), t.strides().end());
     const auto& tape = *plan.tape;
     const int value = tape.inputs[index];
     a.written = plan.input_written[index];
@@ -366,7 +376,7 @@ bool is_runner(PyObject* object) {
   return Py_TYPE(object) == &runner_type;
 }
 
-PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
+PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n, const Mode& mode) {
   auto* self = reinterpret_cast<RunnerObject*>(runner);
   auto& state = *self->state;
   auto& entries = state.entries;
@@ -375,7 +385,6 @@ PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n) {
     return nullptr;
   }
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
-  const Mode mode = current_mode();
   const bool grad = state.enables_grad || c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
     if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
@@ -420,7 +429,7 @@ void bind_runner(pybind11::module_& m) {
         e->mode = current_mode();
         e->graph = graph;
         for (size_t i = 0; i < args.size(); ++i) {
-          e->args.push_back(check_of(args[i].ptr(), i, graph->plan()));
+          e->args.push_back(check_of(args[i].ptr(), i, graph->plan(), e->dims));
           e->any_written = e->any_written || e->args.back().written;
         }
         for (auto& a : e->args) {

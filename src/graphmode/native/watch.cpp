@@ -2,6 +2,7 @@
 
 #include <torch/csrc/Exceptions.h>
 
+#include <algorithm>
 #include <string>
 
 namespace graphmode {
@@ -29,10 +30,38 @@ unsigned int type_tag(PyTypeObject* type) {
   return PyType_HasFeature(type, Py_TPFLAGS_VALID_VERSION_TAG) ? type->tp_version_tag : 0;
 }
 
+unsigned int make_type_tag(PyTypeObject* type) {
+  // A look-up makes Python give the type a tag.
+  const THPObjectPtr any(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__init__"));
+  PyErr_Clear();
+  return type_tag(type);
+}
+
+// Entries by identity. copy and pickle leave a note of their own in a class.
+bool same_contents(PyObject* now, PyObject* before) {
+  PyObject *key = nullptr, *value = nullptr;
+  Py_ssize_t at = 0, seen = 0;
+  while (PyDict_Next(now, &at, &key, &value)) {
+    PyObject* had = PyDict_GetItem(before, key);
+    seen += had != nullptr;
+    if (had != value && PyUnicode_CompareWithASCIIString(key, "__slotnames__") != 0) {
+      return false;
+    }
+  }
+  return seen == PyDict_GET_SIZE(before);
+}
+
 // Null while the constructor still runs, which the garbage collector may interrupt.
 Watch* made(PyObject* self) {
   auto held = reinterpret_cast<pybind11::detail::instance*>(self)->get_value_and_holder();
   return held.holder_constructed() ? held.value_ptr<Watch>() : nullptr;
+}
+
+// A list or tuple, and a tuple.
+bool same_items(PyObject* now, PyObject* items) {
+  const Py_ssize_t n = PyTuple_GET_SIZE(items);
+  return PySequence_Fast_GET_SIZE(now) == n &&
+         std::equal(PySequence_Fast_ITEMS(items), PySequence_Fast_ITEMS(items) + n, PySequence_Fast_ITEMS(now));
 }
 
 THPObjectPtr own(const pybind11::handle& h) {
@@ -55,19 +84,39 @@ Watch::Watch(const pybind11::list& entries) {
     } else if (kind == "items") {
       TORCH_CHECK_TYPE(PyList_Check(e[1].ptr()), "a list");
       lists_.push_back({own(e[1]), THPObjectPtr(PyList_AsTuple(e[1].ptr()))});
+    } else if (kind == "keys") {
+      orders_.push_back({own(e[1]), THPObjectPtr(PySequence_Tuple(e[1].ptr()))});
     } else if (kind == "entry") {
       entries_.push_back({own(e[1]), own(e[2]), own(e[3])});
     } else if (kind == "attribute") {
       attributes_.push_back({own(e[1]), own(e[2]), own(e[3])});
     } else {
-      auto* type = reinterpret_cast<PyTypeObject*>(e[1].ptr());
-      // A look-up makes Python give the type a tag.
-      const THPObjectPtr any(PyObject_GetAttrString(e[1].ptr(), "__init__"));
-      PyErr_Clear();
-      types_.push_back({own(e[1]), type_tag(type)});
-      TORCH_CHECK_VALUE(types_.back().tag != 0, type->tp_name, " has no version");
+      types_.emplace_back(reinterpret_cast<PyTypeObject*>(e[1].ptr()));
     }
   }
+}
+
+Watch::Type::Type(PyTypeObject* t)
+    : type(Py_NewRef(reinterpret_cast<PyObject*>(t))), mro(Py_NewRef(t->tp_mro)), tag(make_type_tag(t)) {
+  TORCH_CHECK_VALUE(tag != 0, t->tp_name, " has no version");
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(t->tp_mro); ++i) {
+    auto* base = reinterpret_cast<PyTypeObject*>(PyTuple_GET_ITEM(t->tp_mro, i));
+    if (PyType_HasFeature(base, Py_TPFLAGS_HEAPTYPE)) {
+      contents.emplace_back(base, PyDict_Copy(base->tp_dict));
+    }
+  }
+}
+
+bool Watch::Type::unchanged() const {
+  auto* t = reinterpret_cast<PyTypeObject*>(get(type));
+  if (type_tag(t) == tag) {
+    return true;
+  }
+  const bool same = t->tp_mro == get(mro) && std::all_of(contents.begin(), contents.end(), [](const auto& c) {
+                      return same_contents(c.first->tp_dict, get(c.second));
+                    });
+  tag = same ? make_type_tag(t) : tag;
+  return same;
 }
 
 void Watch::add_object(PyObject* object) {
@@ -92,7 +141,7 @@ void Watch::add_object(PyObject* object) {
 
 bool Watch::unchanged() const {
   for (const auto& t : types_) {
-    if (type_tag(reinterpret_cast<PyTypeObject*>(get(t.type))) != t.tag) {
+    if (!t.unchanged()) {
       return false;
     }
   }
@@ -108,15 +157,15 @@ bool Watch::unchanged() const {
     }
   }
   for (const auto& l : lists_) {
-    PyObject *list = get(l.list), *items = get(l.items);
-    const Py_ssize_t n = PyTuple_GET_SIZE(items);
-    if (PyList_GET_SIZE(list) != n) {
+    if (!same_items(get(l.list), get(l.items))) {
       return false;
     }
-    for (Py_ssize_t i = 0; i < n; ++i) {
-      if (PyList_GET_ITEM(list, i) != PyTuple_GET_ITEM(items, i)) {
-        return false;
-      }
+  }
+  for (const auto& o : orders_) {
+    const THPObjectPtr now(PySequence_Tuple(get(o.list)));
+    if (!now || !same_items(get(now), get(o.items))) {
+      PyErr_Clear();
+      return false;
     }
   }
   for (const auto& e : entries_) {
@@ -142,9 +191,11 @@ int Watch::traverse(visitproc visit, void* arg) const {
   for (const auto& [object, type] : bare_) {
     Py_VISIT(get(object));
   }
-  for (const auto& l : lists_) {
-    Py_VISIT(get(l.list));
-    Py_VISIT(get(l.items));
+  for (const auto* lists : {&lists_, &orders_}) {
+    for (const auto& l : *lists) {
+      Py_VISIT(get(l.list));
+      Py_VISIT(get(l.items));
+    }
   }
   for (const auto* values : {&entries_, &attributes_}) {
     for (const auto& v : *values) {
@@ -155,6 +206,10 @@ int Watch::traverse(visitproc visit, void* arg) const {
   }
   for (const auto& t : types_) {
     Py_VISIT(get(t.type));
+    Py_VISIT(get(t.mro));
+    for (const auto& [base, contents] : t.contents) {
+      Py_VISIT(get(contents));
+    }
   }
   return 0;
 }

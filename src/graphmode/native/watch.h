@@ -17,7 +17,8 @@ inline PyObject* get(const THPObjectPtr& p) {
 
 class Watch {
  public:
-  // ("dict", dict) | ("items", list) | ("entry", dict, key, value) | ("attribute", object, name, value) |
+  // ("dict", dict) | ("items", list) | ("keys", OrderedDict) | ("entry", dict, key, value) | ("attribute", object,
+  // name, value) |
   // ("object", object) | ("type", type)
   explicit Watch(const pybind11::list& entries);
 
@@ -40,8 +41,12 @@ class Watch {
     THPObjectPtr owner, name, value;
   };
   struct Type {
-    THPObjectPtr type;
-    unsigned int tag = 0;
+    explicit Type(PyTypeObject* type);
+    bool unchanged() const;
+    THPObjectPtr type, mro;
+    std::vector<std::pair<PyTypeObject*, THPObjectPtr>> contents;  // what each class in the mro had
+    // The version is another one too where something was set and put back, as Dynamo does.
+    mutable unsigned int tag = 0;
   };
 
   void add_object(PyObject* object);
@@ -49,6 +54,7 @@ class Watch {
   std::vector<Dict> dicts_;
   std::vector<std::pair<THPObjectPtr, PyTypeObject*>> bare_;  // objects without a dict, and their types
   std::vector<List> lists_;
+  std::vector<List> orders_;  // of the keys of an OrderedDict
   std::vector<Value> entries_, attributes_;
   std::vector<Type> types_;
 };

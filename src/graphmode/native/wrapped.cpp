@@ -1,5 +1,8 @@
 #include "wrapped.h"
 
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
+
 namespace graphmode {
 
 namespace {
@@ -8,12 +11,22 @@ PyObject* model_of(PyObject* self) {
   return reinterpret_cast<Wrapped*>(self)->model;
 }
 
+bool is_dynamo_compiling() {
+  return pybind11::module_::import("torch.compiler").attr("is_compiling")().cast<bool>();
+}
+
 PyObject* get_attribute(PyObject* self, PyObject* name) {
+  HANDLE_TH_ERRORS
   // copy and pickle ask the object how it is made: not as its model is.
   if (PyUnicode_CompareWithASCIIString(name, "__reduce_ex__") == 0) {
     return PyObject_GenericGetAttr(self, name);
   }
+  // Dynamo would look into a module for what its class has not: to it this is an object that can be called.
+  if (PyUnicode_CompareWithASCIIString(name, "__class__") == 0 && is_dynamo_compiling()) {
+    return PyObject_GenericGetAttr(self, name);
+  }
   return PyObject_GetAttr(model_of(self), name);
+  END_HANDLE_TH_ERRORS
 }
 
 int set_attribute(PyObject* self, PyObject* name, PyObject* value) {

@@ -17,7 +17,7 @@ from torch._dynamo.output_graph import OutputGraph
 from torch._dynamo.types import GuardFilterEntry
 from torch._guards import Guard, Source
 
-from graphmode.runtime.watch import Pin, Pinned, Watched, has_plain_attributes, is_heap_type, keeps_order, owned_dicts
+from graphmode.runtime.watch import Pin, Pinned, Watched, has_plain_attributes, is_heap_type, owned_dicts
 
 # What these look at is in FastCall's own comparison of modes.
 _MODES = {
@@ -183,5 +183,5 @@ def _covers_content(kind: str, value: Any, watched: Watched) -> bool:
         return kind == _LENGTH or all(never_changes(v) for v in value)
     if isinstance(value, dict):
         watched.add("dict", value)
-        return kind not in _EQUALITY and keeps_order(value)
+        return watched.add_order(value) and kind not in _EQUALITY
     return False

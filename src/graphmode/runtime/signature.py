@@ -23,6 +23,7 @@ def signature_of(args: Sequence[Any]) -> Hashable:
                     arg.dtype,
                     tuple(arg.shape),
                     arg.stride(),
+                    arg.requires_grad,
                     arg.is_inference(),
                     arg.is_conj(),
                     arg.is_neg(),

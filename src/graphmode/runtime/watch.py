@@ -6,6 +6,7 @@ something comparable behind it: a dict's version, a list's items, a type's versi
 
 from __future__ import annotations
 
+import collections
 import functools
 import types
 from collections.abc import Iterator, Sequence
@@ -156,6 +157,13 @@ class Watched:
         self.add(kind, value)
         self._unguarded.setdefault((kind, id(value)), (kind, value))
 
+    def add_order(self, names: dict[Any, Any]) -> bool:
+        """The order of a dict whose version is an entry already; False where nothing gives it."""
+        if type(names) is collections.OrderedDict and len(names) > 1:
+            self.add_unguarded("keys", names)  # move_to_end changes no version, and Dynamo looks at another order
+            return True
+        return type(names) is dict or len(names) < 2
+
     def add_type(self, cls: type) -> None:
         """A class, by which its instances may change what they are."""
         if is_heap_type(cls):
@@ -250,7 +258,7 @@ class Watched:
         key = source.index  # type: ignore[attr-defined]
         if by_position or isinstance(key, sources.ConstDictKeySource):
             self.add("dict", base)
-            return keeps_order(base)
+            return self.add_order(base)
         plain = isinstance(source, sources.DictSubclassGetItemSource) or type(base).__getitem__ is dict.__getitem__
         if not plain or dict.get(base, key, _MISSING) is not value:
             return False
@@ -305,11 +313,6 @@ class Watched:
                 self.add("dict", owned)
                 return True
         return False
-
-
-def keeps_order(names: dict[Any, Any]) -> bool:
-    """Whether a change of the order is a change of the dict's version: not with OrderedDict.move_to_end."""
-    return type(names) is dict or len(names) < 2
 
 
 def roots(values: Sequence[Any]) -> Iterator[Any]:

@@ -1,0 +1,590 @@
+"""What equals what: state that `graphmode.compile` must not take for fixed. Each case changes one thing between calls.
+
+`torch.compile` alone misses some of it (classes, hooks), so that only `graphmode.compile` is asked.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import enum
+import functools
+import math
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphmode import _C
+
+from .ways import assert_same, by_graphmode_compile, reasons, replayed
+
+Change = Callable[[], Any]
+Case = tuple[Callable[[Tensor], Tensor], Change]
+
+
+class Net(nn.Module):
+    """Made anew for each case, its class too."""
+
+    factor = 2.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, 2.0, 4.0]))
+        self.inner = nn.ReLU()
+
+    def scale(self, x: Tensor) -> Tensor:
+        return x * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.scale(x)) * self.weight * self.factor
+
+
+def fresh() -> tuple[Any, type]:
+    cls = type("Fresh", (Net,), {"scale": lambda self, x: x * 2, "factor": 2.0})
+    return cls(), cls
+
+
+def case_a_method_of_the_class() -> Case:
+    net, cls = fresh()
+    return net, lambda: setattr(cls, "scale", lambda self, x: x * 5)
+
+
+def case_forward_of_the_class() -> Case:
+    net, cls = fresh()
+    return net, lambda: setattr(cls, "forward", lambda self, x: x * 5)
+
+
+def case_an_attribute_of_a_base_class() -> Case:
+    base = type("Base", (Net,), {"factor": 2.0})
+    return type("Derived", (base,), {})(), lambda: setattr(base, "factor", 3.0)
+
+
+def case_an_attribute_that_a_nearer_class_gets() -> Case:
+    cls = type("Derived", (Net,), {})
+    return cls(), lambda: setattr(cls, "factor", 3.0)
+
+
+def case_an_instance_attribute_over_the_class_s() -> Case:
+    net, _ = fresh()
+    return net, lambda: setattr(net, "factor", 3.0)
+
+
+def case_a_property_over_an_attribute() -> Case:
+    net, cls = fresh()
+    return net, lambda: setattr(cls, "factor", property(lambda self: 3.0))
+
+
+def case_another_class_of_the_object() -> Case:
+    net, cls = fresh()
+    return net, lambda: setattr(net, "__class__", type("Other", (cls,), {"scale": lambda self, x: x * 5}))
+
+
+def case_another_dict_of_the_object() -> Case:
+    thing = types.SimpleNamespace(factor=2.0)
+
+    class Own:
+        def __init__(self) -> None:
+            self.factor = 2.0
+
+    own = Own()
+    assert thing
+    return lambda x: x * own.factor, lambda: setattr(own, "__dict__", {"factor": 3.0})
+
+
+def case_a_forward_hook_of_a_submodule() -> Case:
+    net, _ = fresh()
+    return net, lambda: net.inner.register_forward_hook(lambda m, i, out: out + 1)
+
+
+def case_a_forward_pre_hook_of_the_model() -> Case:
+    net, _ = fresh()
+    return net, lambda: net.register_forward_pre_hook(lambda m, args: (args[0] + 1,))
+
+
+def case_a_hook_that_goes() -> Case:
+    net, _ = fresh()
+    handle = net.inner.register_forward_hook(lambda m, i, out: out + 1)
+    return net, handle.remove
+
+
+def case_a_hook_of_all_modules() -> Case:
+    net, _ = fresh()
+    return net, lambda: nn.modules.module.register_module_forward_hook(
+        lambda m, i, out: out + 1 if m is net.inner else None
+    )
+
+
+def case_a_property() -> Case:
+    class Own:
+        hidden = 2.0
+
+        @property
+        def factor(self) -> float:
+            return self.hidden
+
+    own = Own()
+    return lambda x: x * own.factor, lambda: setattr(own, "hidden", 3.0)
+
+
+def case_a_getattr() -> Case:
+    class Own:
+        def __init__(self) -> None:
+            self.table = {"factor": 2.0}
+
+        def __getattr__(self, name: str) -> float:
+            return self.__dict__["table"][name]
+
+    own = Own()
+    return lambda x: x * own.factor, lambda: own.table.update(factor=3.0)
+
+
+def case_a_module_s_attribute() -> Case:
+    module = types.ModuleType("graphmode_contract_state")
+    sys.modules[module.__name__] = module
+    module.factor = 2.0
+    return lambda x: x * module.factor, lambda: setattr(module, "factor", 3.0)
+
+
+def case_a_function_of_a_module() -> Case:
+    module = types.ModuleType("graphmode_contract_functions")
+    sys.modules[module.__name__] = module
+    exec("def scale(x):\n    return x * 2", module.__dict__)
+    return lambda x: module.scale(x), lambda: setattr(module, "scale", lambda x: x * 3)
+
+
+def case_keyword_defaults() -> Case:
+    def inner(x: Tensor, *, k: float = 2.0) -> Tensor:
+        return x * k
+
+    return lambda x: inner(x), lambda: inner.__kwdefaults__.update(k=3.0)
+
+
+def case_other_keyword_defaults() -> Case:
+    def inner(x: Tensor, *, k: float = 2.0) -> Tensor:
+        return x * k
+
+    return lambda x: inner(x), lambda: setattr(inner, "__kwdefaults__", {"k": 3.0})
+
+
+def case_a_cell_of_a_called_function() -> Case:
+    k = 2.0
+
+    def inner(x: Tensor) -> Tensor:
+        return x * k
+
+    def change() -> None:
+        nonlocal k
+        k = 3.0
+
+    return lambda x: inner(x), change
+
+
+def case_a_tensor_in_a_cell() -> Case:
+    weight = torch.ones(3)
+
+    def change() -> None:
+        nonlocal weight
+        weight = torch.full((3,), 3.0)
+
+    return lambda x: x * weight, change
+
+
+def case_a_tensor_in_a_list() -> Case:
+    held = [torch.ones(3)]
+    return lambda x: x * held[0], lambda: held.__setitem__(0, torch.full((3,), 3.0))
+
+
+def case_a_tensor_in_a_deque() -> Case:
+    held = collections.deque([torch.ones(3)])
+    return lambda x: x * held[0], lambda: held.__setitem__(0, torch.full((3,), 3.0))
+
+
+def case_a_tensor_in_a_slot() -> Case:
+    class Own:
+        __slots__ = ("weight",)
+
+    own = Own()
+    own.weight = torch.ones(3)
+    return lambda x: x * own.weight, lambda: setattr(own, "weight", torch.full((3,), 3.0))
+
+
+def case_a_tensor_behind_a_property() -> Case:
+    table = {"weight": torch.ones(3)}
+
+    class Own:
+        @property
+        def weight(self) -> Tensor:
+            return table["weight"]
+
+    own = Own()
+    return lambda x: x * own.weight, lambda: table.update(weight=torch.full((3,), 3.0))
+
+
+def case_an_object_in_a_tuple() -> Case:
+    held = (types.SimpleNamespace(factor=2.0),)
+    return lambda x: x * held[0].factor, lambda: setattr(held[0], "factor", 3.0)
+
+
+def case_an_object_in_an_argument_s_default() -> Case:
+    thing = types.SimpleNamespace(factor=2.0)
+
+    def f(x: Tensor, t: Any = thing) -> Tensor:
+        return x * t.factor
+
+    return f, lambda: setattr(thing, "factor", 3.0)
+
+
+def case_the_order_of_a_dict() -> Case:
+    table = {"a": 2.0, "b": 3.0}
+    return lambda x: x * next(iter(table.values())), lambda: table.update(a=table.pop("a"))
+
+
+def case_the_order_of_an_ordered_dict() -> Case:
+    table = collections.OrderedDict(a=2.0, b=3.0)
+    return lambda x: x * next(iter(table.values())), lambda: table.move_to_end("a")
+
+
+def case_the_order_of_submodules() -> Case:
+    net = nn.Sequential(nn.ReLU(), nn.Threshold(1.5, -7.0))
+
+    def change() -> None:
+        net[0], net[1] = net[1], net[0]
+
+    return net, change
+
+
+def case_a_default_dict() -> Case:
+    table: collections.defaultdict[str, float] = collections.defaultdict(lambda: 2.0)
+    return lambda x: x * table["k"] if len(table) else x, lambda: table.update(k=3.0)
+
+
+def case_a_partial() -> Case:
+    held = [functools.partial(lambda x, k: x * k, k=2.0)]
+    return lambda x: held[0](x), lambda: held.__setitem__(0, functools.partial(held[0].func, k=3.0))
+
+
+def case_a_bound_method_s_object() -> Case:
+    class Own:
+        factor = 2.0
+
+        def scale(self, x: Tensor) -> Tensor:
+            return x * self.factor
+
+    own = Own()
+    return own.scale, lambda: setattr(own, "factor", 3.0)
+
+
+def case_a_length() -> Case:
+    held: list[int] = [1, 2]
+    return lambda x: x * len(held), lambda: held.append(3)
+
+
+def case_a_missing_attribute() -> Case:
+    thing = types.SimpleNamespace()
+    return lambda x: x * (3.0 if hasattr(thing, "extra") else 2.0), lambda: setattr(thing, "extra", 1)
+
+
+def case_a_missing_attribute_of_a_module() -> Case:
+    net, _ = fresh()
+    return lambda x: net(x) * (3.0 if hasattr(net, "extra") else 2.0), lambda: net.register_buffer(
+        "extra", torch.ones(1)
+    )
+
+
+def case_a_parameter_s_requires_grad() -> Case:
+    net, _ = fresh()
+    return lambda x: x * (3.0 if net.weight.requires_grad else 2.0), lambda: net.weight.requires_grad_(False)
+
+
+def case_a_parameter_s_attribute() -> Case:
+    net, _ = fresh()
+    net.weight.scale = 2.0
+    return lambda x: x * net.weight * net.weight.scale, lambda: setattr(net.weight, "scale", 3.0)
+
+
+def case_a_member_of_an_enum() -> Case:
+    class Kind(enum.Enum):
+        A = 2.0
+        B = 3.0
+
+    thing = types.SimpleNamespace(kind=Kind.A)
+    return lambda x: x * thing.kind.value, lambda: setattr(thing, "kind", Kind.B)
+
+
+def case_a_weak_reference() -> Case:
+    held = {"ref": torch.full((3,), 2.0), "other": torch.full((3,), 3.0)}
+    thing = types.SimpleNamespace(ref=weakref.ref(held["ref"]))
+    return lambda x: x * thing.ref(), lambda: setattr(thing, "ref", weakref.ref(held["other"]))
+
+
+def case_a_constant_of_math() -> Case:
+    old = math.tau
+    monkey = types.SimpleNamespace(undo=lambda: setattr(math, "tau", old))
+    assert monkey
+    return lambda x: x * math.tau, lambda: setattr(math, "tau", 3.0)
+
+
+CASES = [v for n, v in list(globals().items()) if n.startswith("case_")]
+
+
+@pytest.fixture(autouse=True)
+def global_state() -> Iterator[None]:
+    """What a case sets for the whole process."""
+    tau, hooks = math.tau, nn.modules.module._global_forward_hooks
+    yield
+    math.tau = tau
+    hooks.clear()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__.removeprefix("case_"))
+def test_compile_sees_a_change_of(case: Callable[[], Case]) -> None:
+    f, change = case()
+    g, x = by_graphmode_compile(f), torch.arange(1.0, 4.0)
+    with torch.no_grad():
+        for _ in range(4):
+            assert_same(g(x), f(x))
+        before = f(x)
+        change()
+        assert not torch.equal(f(x), before)
+        for _ in range(4):
+            assert_same(g(x), f(x))
+
+
+def test_compile_sees_an_argument_s_requires_grad() -> None:
+    f = lambda x, y: y * (3.0 if x.requires_grad else 2.0)  # noqa: E731
+    g, y = by_graphmode_compile(f), torch.ones(3)
+    with torch.no_grad():
+        for i in range(12):
+            x = torch.ones(2).requires_grad_(i // 4 == 1)
+            assert_same(g(x, y), f(x, y))
+
+
+def test_compile_sees_an_attribute_of_an_argument() -> None:
+    f = lambda x: x * x.scale  # noqa: E731
+    g = by_graphmode_compile(f)
+    for i in range(12):
+        x = torch.ones(3)
+        x.scale = float(i // 4)
+        assert_same(g(x), f(x))
+
+
+def test_compile_sees_the_size_of_an_argument_that_the_graph_does_not_take() -> None:
+    f = lambda x, y: y * x.shape[0] + x.dim()  # noqa: E731
+    g, y = by_graphmode_compile(f), torch.ones(3)
+    with replayed():
+        for n in (2, 2, 2, 3, 3, 4, 4, 5, 5, 2, 6, 6, 6):
+            assert_same(g(torch.ones(n), y), f(torch.ones(n), y))
+
+
+def test_compile_gives_sizes_of_this_call() -> None:
+    f = lambda x: (x + 1, x.shape[0], {"n": x.numel() * 2})  # noqa: E731
+    g = by_graphmode_compile(f)
+    with replayed():
+        for n in (2, 3, 4, 5, 2, 3, 4, 5, 7, 5, 3, 7, 9, 7, 9, 9):
+            assert_same(g(torch.ones(n)), f(torch.ones(n)))
+
+
+def test_compile_tells_arguments_of_one_kind_apart() -> None:
+    Pair = collections.namedtuple("Pair", "a b")
+
+    class Kind(enum.Enum):
+        A = 2.0
+        B = 3.0
+
+    def f(x: Tensor, t: Any) -> Tensor:
+        if isinstance(t, Kind):
+            return x * t.value
+        if isinstance(t, Pair):
+            return x * t.a + t.b
+        if isinstance(t, (set, frozenset)):
+            return x * len(t)
+        return x * sum(t)
+
+    g, x = by_graphmode_compile(f), torch.ones(3)
+    given = [Kind.A, Kind.B, Pair(1.0, 2.0), Pair(2.0, 1.0), {1}, {1, 2}, range(3), range(4), (1, 2), [1, 2], [2, 2]]
+    for _ in range(4):
+        for t in given:
+            assert_same(g(x, t), f(x, t))
+
+
+def test_compile_sees_a_set_that_is_an_argument_change() -> None:
+    f = lambda x, s: x * (3.0 if "b" in s else 2.0)  # noqa: E731
+    g, x, given = by_graphmode_compile(f), torch.ones(3), {"a"}
+    for i in range(9):
+        if i == 5:
+            given.add("b")
+        assert_same(g(x, given), f(x, given))
+
+
+def test_compile_sees_the_order_of_a_dict_that_is_an_argument() -> None:
+    f = lambda x, d: x * next(iter(d.values()))  # noqa: E731
+    g, x = by_graphmode_compile(f), torch.ones(3)
+    for i in range(12):
+        d = {"a": 2.0, "b": 3.0} if i // 4 % 2 else {"b": 3.0, "a": 2.0}
+        assert_same(g(x, d), f(x, d))
+
+
+class Doubled(torch.overrides.TorchFunctionMode):
+    """Doubles what `torch.exp` gives."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        return out * 2 if func is torch.exp else out
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def flushed() -> Iterator[None]:
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@contextlib.contextmanager
+def matmul_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+MODES: dict[str, tuple[Callable[[], Any], Callable[[Tensor], Any]]] = {
+    "default dtype": (lambda: default_dtype(torch.float64), lambda x: torch.ones(2) * 2),
+    "default device": (lambda: torch.device("meta"), lambda x: torch.ones(2).device),
+    "function mode": (Doubled, torch.exp),
+    "autocast": (lambda: torch.autocast("cpu", torch.bfloat16), lambda x: x @ x),
+    "autocast dtype": (lambda: torch.autocast("cpu", torch.float16), lambda x: x @ x),
+    "inference mode": (torch.inference_mode, lambda x: (x + 1).is_inference()),
+    "grad mode": (torch.enable_grad, lambda x: x * (2.0 if torch.is_grad_enabled() else 3.0)),
+    "flush denormal": (flushed, lambda x: x * 1e-39),
+    "mkldnn": (lambda: torch.backends.mkldnn.flags(enabled=False), lambda x: x @ x),
+    "matmul precision": (matmul_precision, lambda x: (x @ x) * len(torch.get_float32_matmul_precision())),
+    "sdpa": (
+        lambda: nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH),
+        lambda x: nn.functional.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_compile_sees_a_mode_switched_between_calls(name: str) -> None:
+    mode, f = MODES[name]
+    g, x = by_graphmode_compile(f), torch.randn(16, 16)
+    with torch.no_grad():
+        for i in range(16):
+            with mode() if i // 4 % 2 else contextlib.nullcontext():
+                assert_same(g(x), f(x))
+
+
+def test_modes_that_choose_kernels_are_in_the_signature() -> None:
+    seen = {_C.mode_bits()}
+    for name in ("default dtype", "autocast", "inference mode", "flush denormal", "mkldnn", "matmul precision", "sdpa"):
+        with MODES[name][0]():
+            seen.add(_C.mode_bits())
+    assert len(seen) == 8
+    assert _C.mode_bits() in seen
+
+
+def test_a_mode_that_watches_every_call_sees_them_all_and_is_counted() -> None:
+    seen: list[Any] = []
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    g, x = by_graphmode_compile(lambda x: x.exp()), torch.ones(3)
+    for _ in range(4):
+        g(x)
+    with Seen():
+        assert_same(g(x), x.exp())
+    assert any("looks at the call" in r for r in reasons())
+    with replayed():
+        g(x)
+
+
+def test_gradients_are_counted_and_captured_once_they_are_off() -> None:
+    net = nn.Linear(3, 3)
+    g, x = by_graphmode_compile(net), torch.randn(2, 3)
+    for _ in range(20):
+        out = g(x)
+        assert out.requires_grad
+        out.sum().backward()
+    assert any("gradients" in r for r in reasons())
+    assert not any("Dynamo's guards stay" in r for r in reasons())
+    with torch.no_grad(), replayed(2):
+        for _ in range(5):
+            assert_same(g(x), net(x))
+
+
+def test_a_recompile_limit_is_counted_and_gives_right_results() -> None:
+    net = types.SimpleNamespace(name="0")
+    f = lambda x: x * len(net.name)  # noqa: E731
+    g, x = by_graphmode_compile(f), torch.ones(3)
+    with torch._dynamo.config.patch(recompile_limit=3):
+        for i in range(12):
+            net.name = "x" * i
+            assert_same(g(x), f(x))
+    assert any("recompile limit" in r for r in reasons())
+
+
+def test_objects_that_are_new_at_each_call_end_in_a_counted_reason() -> None:
+    f = lambda x, t: x * t.k  # noqa: E731
+    g, x = by_graphmode_compile(f), torch.ones(3)
+    for _ in range(100):
+        assert_same(g(x, types.SimpleNamespace(k=2.0)), x * 2.0)
+    assert any("another one at every call" in r for r in reasons())
+
+
+def test_many_constants_are_not_taken_for_new_objects() -> None:
+    g, x = by_graphmode_compile(lambda x, k: x + 1 if k == "a" else x * len(k)), torch.ones(3)
+    names = ["a" * i for i in range(1, 7)]
+    with replayed(6):
+        for _ in range(4):
+            for k in names:
+                g(x, k)
+    assert not reasons()
+
+
+def test_compile_without_versions_of_dicts_leaves_dynamo_s_guards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "DICT_TAGS", False)
+    net, _ = fresh()
+    g, x = by_graphmode_compile(net), torch.ones(3)
+    with torch.no_grad():
+        for i in range(6):
+            net.weight.data = torch.full((3,), float(i))
+            assert_same(g(x), net(x))
+    assert any("versions of dicts" in r for r in reasons())
+
+
+@pytest.mark.parametrize("touch", ["copied", "set and put back"])
+def test_a_class_that_is_what_it_was_does_not_start_anew(touch: str) -> None:
+    net, cls = fresh()
+    g, x = by_graphmode_compile(net), torch.ones(3)
+    with torch.no_grad():
+        for _ in range(3):
+            g(x)
+        if touch == "copied":
+            copy.deepcopy(net)  # which leaves a note in the class
+        else:
+            before = cls.factor  # type: ignore[attr-defined]
+            cls.factor = 9.0  # type: ignore[attr-defined]
+            cls.factor = before  # type: ignore[attr-defined]
+        with replayed(4):
+            for _ in range(4):
+                assert_same(g(x), net(x))
+    assert not reasons()
