@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,18 +11,9 @@ from hypothesis import settings
 
 import graphmode
 
-from .not_kept_yet import NOT_KEPT_YET
-
 settings.register_profile("contract", derandomize=True, deadline=None, database=None, print_blob=False)
 settings.load_profile("contract")
 logging.getLogger("torch.__trace").propagate = False  # megabytes a test, for pytest to format
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Promises that src does not keep yet fail the run when they begin to pass: then their line goes."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and item.name in NOT_KEPT_YET:
-            item.add_marker(pytest.mark.xfail(strict=True, reason=NOT_KEPT_YET[item.name]))
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ PURE: dict[str, list[tuple[str, str]]] = {
         ("nm", "{x}.clone()"), ("nm", "torch.relu({x}).cumsum(0)"), ("nm", "{x}.roll(1, 0)"), ("nm", "{x}.flip(1)"),
         ("nm", "torch.softmax({x}, -1)"), ("nm", "({x} @ {y}.t()).sigmoid() @ {x}"), ("nm", "{x}.detach()"),
         ("nm", "torch.cat([{x}, {y}], 0)[: {x}.shape[0]]"), ("nm", "{x} + torch.rand_like({x})"), ("nm", "{x}[:]"),
-        ("nm", "torch.nn.functional.dropout({x}, 0.4)"), ("nm", "{x} * torch.randn({x}.shape)"), ("nm", "{x}.exp().clamp(max=9)"),
+        ("nm", "torch.nn.functional.dropout({x}, 0.4)"), ("nm", "{x} * torch.randn({x}.shape)"),
+    ("nm", "{x}.exp().clamp(max=9)"),
         ("mn", "{x}.t()"), ("mn", "{x}.mT.contiguous()"), ("m", "{x}[0]"), ("m", "{x}.sum(0)"), ("m", "{x}.amax(0)"),
         ("n1", "{x}.mean(1, keepdim=True)"), ("n1", "{x}[:, :1]"), ("n1", "{x}.narrow(1, {x}.shape[1] - 1, 1)"),
     ],
@@ -30,8 +31,10 @@ PURE: dict[str, list[tuple[str, str]]] = {
     "n1": [("n1", "{x}.abs()"), ("n1", "{x} - {x}.max()")],
 }  # fmt: skip
 TWO: list[tuple[str, str, str]] = [
-    ("m", "m", "torch.var_mean({x}, 0)"), ("nm", "nm", "torch.sort({x}, 1)[0], {x} + 1"), ("m", "m", "{x}.max(0).values, {x}.min(0).values"),
-    ("m", "m", "{x}.unbind(0)[:2]"), ("nm", "nm", "torch.stack([{x}, {y}]).unbind(0)"), ("nm", "nm", "torch.cat([{x}, {y}], 1).chunk(2, 1)"),
+    ("m", "m", "torch.var_mean({x}, 0)"), ("nm", "nm", "torch.sort({x}, 1)[0], {x} + 1"),
+    ("m", "m", "{x}.max(0).values, {x}.min(0).values"),
+    ("m", "m", "{x}.unbind(0)[:2]"), ("nm", "nm", "torch.stack([{x}, {y}]).unbind(0)"),
+    ("nm", "nm", "torch.cat([{x}, {y}], 1).chunk(2, 1)"),
 ]  # fmt: skip
 WRITES: dict[str, list[str]] = {
     "nm": ["{x}.add_(1)", "{x}.mul_({y})", "{x}.copy_({y}.flip(0))", "{x}.relu_()", "{x}[0] = 3", "{x}[:, 0] += 1",

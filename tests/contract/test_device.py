@@ -89,5 +89,5 @@ def test_after_reset_a_graph_is_empty_and_can_capture_again(device: Device) -> N
 
 
 def test_an_adapter_nobody_installed_is_named_with_those_that_are() -> None:
-    with pytest.raises(UnsupportedError, match="cpu.*null"):
+    with pytest.raises(UnsupportedError, match=r"cpu.*null"):
         device_named("quantum")

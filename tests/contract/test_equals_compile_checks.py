@@ -213,7 +213,7 @@ def test_compile_repeats_what_the_model_does_to_python_objects(way: Way) -> None
         return net(x)
 
     g = way(f)
-    for i in range(6):
+    for _ in range(6):
         g(torch.ones(3))
     assert log == list(range(6)) and net.own == 8.0
 

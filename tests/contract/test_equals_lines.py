@@ -1,4 +1,4 @@
-"""What equals what, the remaining lines: leases, resume, version counters, iterators, schemas that lie, limits, sizes."""
+"""What equals what, the remaining lines: leases, resume, version counters, iterators, lying schemas, limits, sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random programs against eager: results, memory behind the arguments, generator, aliasing, and outputs held to the end.
+"""Random programs against eager: results, memory behind the arguments, generator, aliasing, outputs held.
 
 Derandomised: the same programs at each run. Values, sizes, strides, offsets and shared memory change between calls.
 """
