@@ -152,3 +152,29 @@ def test_c7_counts_of_a_model_that_died_stay_in_the_sum() -> None:
         torch._dynamo.reset()
         gc.collect()
     assert (since.captures, since.replays, since.graphs) == (1, 3, 0)
+
+
+@both_ways()
+def test_c7_require_raises_at_dynamo_s_recompile_limit_and_the_process_goes_on(way: Way) -> None:
+    g = way(lambda x, name: x + len(name), require=True)
+    with pytest.raises(FallbackError, match="recompile"):
+        for i in range(20):
+            g(torch.ones(2), "s" * i)
+    assert_same(g(torch.ones(2), ""), torch.ones(2))
+
+
+def test_c7_explain_leaves_what_was_compiled_before_alone() -> None:
+    f = lambda x: x * 2  # noqa: E731
+    g = torch.compile(f, backend="graphmode")
+    for _ in range(3):
+        g(torch.ones(2))
+    graphmode.explain(f, torch.ones(2))
+    before = graphmode.report()
+    g(torch.ones(2))
+    assert graphmode.report().replays == before.replays + 1
+
+
+def test_c7_dynamo_s_configuration_is_left_as_it_was() -> None:
+    before = torch._dynamo.config.allow_rnn, torch._dynamo.config.record_runtime_overhead
+    torch.compile(lambda x: x * 2, backend="graphmode")(torch.ones(2))
+    assert before == (torch._dynamo.config.allow_rnn, torch._dynamo.config.record_runtime_overhead)

@@ -43,7 +43,7 @@ class _Frame:
     code: CodeType
     options: Options
     context: OptimizeContext | None  # the torch.compile() it is for
-    cleanups: list[Callable[[], Any]]  # run when the outermost call ends
+    cleanups: list[Callable[[], Any]] | None  # run when its outermost call ends
 
 
 def watch_frames() -> None:
@@ -61,14 +61,15 @@ def _before_compile() -> str:
         return ""
     wrapper = _calling("compile_wrapper", compiling)
     around = wrapper.f_locals if wrapper is not None else {}
-    frame = _Frame(known["code"], options, around.get("self"), around.get("cleanups", []))
+    frame = _Frame(known["code"], options, around.get("self"), around.get("cleanups"))
     dynamo_breaks.compiling(str(known["compile_id"]), frame.code)
-    _configure(frame)
+    if frame.cleanups is not None:
+        _configure(frame.cleanups)
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
-    elif options.require:
-        _forbid_splits(frame)
+    elif options.require and frame.cleanups is not None:
+        _forbid_splits(frame.cleanups)
     return ""
 
 
@@ -96,7 +97,7 @@ def _options_of(compiler: Callable[..., Any]) -> Options | None:
         return Options()  # the backend will say so
 
 
-def _configure(frame: _Frame) -> None:
+def _configure(cleanups: list[Callable[[], Any]]) -> None:
     before = {name: getattr(config, name) for name in _CONFIG}
     if before == _CONFIG:
         return
@@ -107,14 +108,14 @@ def _configure(frame: _Frame) -> None:
 
     for name, value in _CONFIG.items():
         setattr(config, name, value)
-    frame.cleanups.append(restore)
+    cleanups.append(restore)
 
 
-def _forbid_splits(frame: _Frame) -> None:
+def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:
     before = _get_error_on_graph_break()
     if not before:
         _set_error_on_graph_break(True)
-        frame.cleanups.append(lambda: _set_error_on_graph_break(before))
+        cleanups.append(lambda: _set_error_on_graph_break(before))
 
 
 # --- the recompile limit ------------------------------------------------------------------------------------------
