@@ -355,8 +355,9 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int
         for (size_t d = 0; d < v.sizes.size(); ++d) {
           last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
         }
-        // looks outside its own extent: as_strided, or an alias beside it
-        a.absolute = plan.input_absolute[index] || a.lo < 0 || a.hi > (last + 1) * item;
+        // looks outside its own extent: as_strided, or an alias beside it. An empty tensor has none to look outside of.
+        const bool outside = t.numel() != 0 && (a.lo < 0 || a.hi > (last + 1) * item);
+        a.absolute = plan.input_absolute[index] || outside;
         a.align = plan.input_align[index];
         a.placed = a.absolute || a.align > item;
         a.storage_offset = v.offset;
