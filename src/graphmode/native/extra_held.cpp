@@ -1,8 +1,12 @@
-// Held kernels for ops that ATen has not in structured form: copy_, fill_, zero_, and relu by its bit-equal twin.
+// Held kernels for ops that ATen has not in structured form: copy_, fill_, zero_, where, and relu by its bit-equal
+// twin.
 #include <ATen/native/Copy.h>
 #include <ATen/native/Fill.h>
+#include <ATen/native/TensorCompare.h>
 #include <ATen/native/TensorIterator.h>
 #include <ATen/ops/clamp_min_native.h>
+
+#include <array>
 
 #include "held.h"
 
@@ -74,6 +78,37 @@ class HeldFill final : public Kernel {
   at::TensorIterator iterator_;
 };
 
+class HeldWhere final : public Kernel {
+ public:
+  HeldWhere(const at::Tensor& condition, const at::Tensor& self, const at::Tensor& other, const at::Tensor& out)
+      : held_{condition, self, other, out} {
+    if (condition.dtype() != at::kBool || self.dtype() != out.dtype() || other.dtype() != out.dtype()) {
+      throw NotHoldable{"where of mixed dtypes"};
+    }
+    iterator_ = at::TensorIteratorConfig()
+                    .check_all_same_dtype(false)
+                    .resize_outputs(false)
+                    .add_output(out)
+                    .add_const_input(condition)
+                    .add_const_input(self)
+                    .add_const_input(other)
+                    .build();
+  }
+  void run() override {
+    at::native::where_kernel(at::kCPU, iterator_);
+  }
+  at::TensorIteratorBase* iterator() override {
+    return &iterator_;
+  }
+  static std::unique_ptr<Kernel> make(Args a, Outs o) {
+    return std::make_unique<HeldWhere>(a[0].toTensor(), a[1].toTensor(), a[2].toTensor(), o[0]);
+  }
+
+ private:
+  std::array<at::Tensor, 4> held_;  // the iterator borrows them
+  at::TensorIterator iterator_;
+};
+
 std::unique_ptr<Kernel> make_relu(Args a, Outs o) {
   std::vector<c10::IValue> with = {a[0], at::Scalar(0)};
   return std::make_unique<Held<at::native::structured_clamp_min_out, 1>>(with, o);
@@ -86,6 +121,7 @@ void register_extra_held() {
   t["aten::copy_"] = {&HeldCopy::make, 1, 1};
   t["aten::fill_.Scalar"] = {&HeldFill::make, 1, 1};
   t["aten::zero_"] = {&HeldFill::make_zero, 1, 1};
+  t["aten::where.self"] = {&HeldWhere::make, 1, 0};
   t["aten::relu"] = {&make_relu, 1, 0};
   t["aten::relu_"] = {&make_relu, 1, 1};
 }
