@@ -214,7 +214,8 @@ def compile(
     Args:
         model: any module or function that `torch.compile` takes.
         example_inputs: positional arguments (or one tensor) to trace and capture with now, rather than at the first
-            calls. The model runs on them: state it keeps advances, torch's generator is put back.
+            calls, in the modes set here: with gradients on, and weights that want them, nothing can be captured.
+            The model runs on them: state it keeps advances, torch's generator is put back.
         **options: see `graphmode.Options`.
 
     Raises:
@@ -228,7 +229,9 @@ def compile(
         if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
             raise TypeError("example_inputs takes a tensor, or a list or tuple of positional arguments")
         state = torch.get_rng_state()
-        for _ in range(resolve(options).capture_after + 1):
-            fast(*given)
-        torch.set_rng_state(state)
+        try:
+            for _ in range(resolve(options).capture_after + 1):
+                fast(*given)
+        finally:
+            torch.set_rng_state(state)
     return fast

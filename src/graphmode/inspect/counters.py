@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -83,14 +82,14 @@ class Ledger:
         region.on_death = weakref.finalize(region, bury)
         region.on_death.atexit = False
 
-    def regions(self) -> Iterator[Region]:
+    def regions(self) -> list[Region]:
         """The regions alive, oldest first."""
         with self._lock:
-            yield from sorted(self._regions, key=lambda r: r.number)
+            return sorted(self._regions, key=lambda r: r.number)
 
     def fixed_bytes(self) -> int:
         """Bytes of constants that all graphs hold."""
-        return sum(g.bytes().fixed for r in self.regions() for g in list(r.graphs.values()))
+        return sum(b.fixed for r in self.regions() for b in r.bytes())
 
     def calls(self) -> int:
         """Calls that reached any region."""

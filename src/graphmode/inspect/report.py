@@ -101,8 +101,8 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
 
 def report() -> Report:
     """What ran in this process since its start or the last `reset()`."""
-    regions = list(ledger.regions())
-    graphs = [g.bytes() for r in regions for g in r.graphs.values()]
+    regions = ledger.regions()
+    graphs = [b for r in regions for b in r.bytes()]
     held = Bytes(arena=_C.arena_bytes(), fixed=sum(g.fixed for g in graphs), outputs=sum(g.outputs for g in graphs))
     return summarise([ledger.gone, *(r.count() for r in regions)], held)
 

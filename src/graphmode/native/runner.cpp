@@ -244,7 +244,7 @@ PyObject* replay(State& state, PyObject* diverged, PyObject* const* args, const 
     const auto& [index, constant] = e.outputs[i];
     PyObject* item = nullptr;
     if (index >= 0) {
-      item = THPVariable_Wrap(std::move(results[index]));
+      item = THPVariable_Wrap(results[index]);  // not moved: a tensor may be given twice
     } else {
       item = Py_NewRef(constant.get());
     }

@@ -6,7 +6,7 @@ Schemas lie now and then: corrections stand here and in native/tape.cpp (undecla
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
     "aten::native_batch_norm": (3, 4),
     "aten::batch_norm": (3, 4),
     "aten::_batch_norm_impl_index": (3, 4),
+    "aten::instance_norm": (3, 4),
+    "aten::batch_norm_update_stats": (1, 2),
 }
 PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
                    operator.truediv, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
@@ -69,11 +71,38 @@ def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, list[fx.Node]]]:
         yield argument, [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
 
 
+_UNDO: dict[Any, Callable[[Any], Any]] = {
+    torch.amp.autocast_mode._enter_autocast: torch.amp.autocast_mode._exit_autocast,
+    torch.autograd.grad_mode._enter_inference_mode: torch.autograd.grad_mode._exit_inference_mode,
+}
+
+
+def switches_mode(node: fx.Node) -> bool:
+    """Whether a call sets a mode of the thread, rather than computing."""
+    return node.target is torch._C._set_grad_enabled or node.target in _UNDO or node.target in _UNDO.values()
+
+
+def leave_mode(node: fx.Node, entered: Any) -> None:
+    """Undoes a call that entered a mode; does nothing for any other."""
+    leave = _UNDO.get(node.target)
+    if leave is not None:
+        leave(entered)
+
+
 def is_opaque(node: fx.Node) -> bool:
     """Whether a call does what no schema tells: a custom op, or Python."""
     if not node.op.startswith("call") or node.target in PURE_PYTHON:
         return False
     return not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace not in ("aten", "prims")
+
+
+def gives_memory_of_its_own(value: Any) -> bool:
+    """Whether a result is by its op's schema no view, neither of an argument nor of anything else."""
+    if isinstance(value, fx.Node) and value.target is operator.getitem:
+        value = value.args[0]
+    if not isinstance(value, fx.Node) or not isinstance(value.target, torch._ops.OpOverload):
+        return False
+    return all(r.alias_info is None for r in value.target._schema.returns)
 
 
 def is_random(target: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from graphmode.program.effects import PURE_PYTHON
+from graphmode.program.effects import PURE_PYTHON, leave_mode, switches_mode
 
 
 @dataclass
@@ -61,6 +61,18 @@ class Parts:
     def __call__(self, *args: Any) -> Any:
         values: dict[fx.Node, Any] = dict(zip(self._placeholders, args, strict=True))
         del args
+        grad = torch.is_grad_enabled()
+        try:
+            self._run(values)
+        except BaseException:  # leave the modes that were entered, as the user's `with` would
+            for part in reversed(self.parts):
+                if isinstance(part, Live) and part.node in values:
+                    leave_mode(part.node, values[part.node])
+            torch._C._set_grad_enabled(grad)
+            raise
+        return self._load(self._output, values)
+
+    def _run(self, values: dict[fx.Node, Any]) -> None:
         for part, run, dead in zip(self.parts, self.run_stretch, self._dead, strict=True):
             if isinstance(part, Stretch):
                 assert run is not None
@@ -70,7 +82,6 @@ class Parts:
                 values[part.node] = self._call(part.node, values)
             for node in dead:
                 values.pop(node, None)
-        return self._load(self._output, values)
 
     def _load(self, argument: Any, values: Mapping[fx.Node, Any]) -> Any:
         return fx.map_arg(argument, lambda n: self._attribute(n) if n.op == "get_attr" else values[n])
@@ -97,7 +108,7 @@ def cut(gm: fx.GraphModule, breaks: Mapping[fx.Node, str]) -> Parts:
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "output", "get_attr"):
             continue
-        if node in breaks:
+        if node in breaks or switches_mode(node):  # a replay would not set the mode for what comes after it
             groups.append(node)
         elif groups and isinstance(groups[-1], list):
             groups[-1].append(node)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.fx as fx
 
+from graphmode.program.effects import written_inputs
+
 aten = torch.ops.aten
 _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor}
 
@@ -16,9 +18,11 @@ _ARITHMETIC = {aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tenso
 def use_scalar_tensors(gm: fx.GraphModule) -> int:
     """Replaces numbers read from double tensors by those tensors, as operands of arithmetic; returns how many."""
     replaced = 0
+    inputs = gm.graph.find_nodes(op="placeholder")
+    written = {inputs[i] for i in written_inputs(gm)}  # which may have other values by the time they are used
     for read in gm.graph.find_nodes(op="call_function", target=aten.item.default):
         source = read.args[0]
-        if not isinstance(source, fx.Node) or not _is_number(source):
+        if not isinstance(source, fx.Node) or source in written or not _is_number(source):
             continue
         for user in list(read.users):
             if user.target in _ARITHMETIC and user.args[1] is read and not user.kwargs and _decides_dtype(user.args[0]):

@@ -17,13 +17,13 @@ import torch
 import torch.fx as fx
 
 from graphmode import _C
-from graphmode.devices.adapter import DeviceGraph, device_named
+from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
-from graphmode.program.effects import is_opaque, written_inputs
+from graphmode.program.effects import gives_memory_of_its_own, is_opaque, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
@@ -62,6 +62,8 @@ class Region:
         self.on_death: weakref.finalize[..., Region] | None = None
         (output,) = gm.graph.find_nodes(op="output")
         self.single_result = not isinstance(output.args[0], (tuple, list))
+        returned = [output.args[0]] if self.single_result else output.args[0]
+        self._owned = [gives_memory_of_its_own(r) for r in returned]
         self.breaks: list[tuple[str, str, str]] = []  # (op, reason, the user's line)
         self.parts: Parts | None = None
         self.stretches: list[Region] = []
@@ -206,7 +208,7 @@ class Region:
             else:
                 results = self._pinned.hand_out(slots, results, args)
         self.counters.capture_seconds += time.perf_counter() - start
-        return results
+        return _no_views(results, self._owned)
 
     def _refuse(self, key: Hashable, error: CaptureError, located: Located) -> None:
         with self._lock:
@@ -214,6 +216,8 @@ class Region:
                 self._split({located.culprit: error.reason})
             else:
                 self.refused[key] = (error.reason, error.line)
+                if len(self.refused) > _SIGNATURES_REMEMBERED:
+                    del self.refused[next(iter(self.refused))]
         self.counters.live_calls += 1
         op = _name(located.culprit.target) if located.culprit is not None else None
         self.fall_back(error.reason, op, error.line)
@@ -290,8 +294,8 @@ class Region:
             self._evict(keep=len(self.graphs) - 1)
         if arena + need.fixed + ledger.fixed_bytes() > cap:
             raise MemoryCapError(
-                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}: "
-                "raise it, or leave this size live"
+                f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}",
+                "the graph needs more bytes than max_bytes allows: raise it, or leave this size live",
             )
 
     def _verify(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
@@ -340,6 +344,11 @@ class Region:
 
     # --- what happened ------------------------------------------------------------------------------------------
 
+    def bytes(self) -> list[GraphBytes]:
+        """Memory of each graph held."""
+        with self._lock:
+            return [g.bytes() for g in self.graphs.values()]
+
     def count(self) -> Counters:
         """The region's counters, replays included."""
         total = Counters()
@@ -354,6 +363,17 @@ def _name(target: Any) -> str:
 
 
 def _outputs(results: Sequence[Any]) -> list[tuple[int, Any]]:
-    """Per result: its index among the tensors, or -1 and a constant."""
-    tensors = itertools.count()
-    return [(next(tensors), None) if isinstance(r, torch.Tensor) else (-1, r) for r in results]
+    """Per result: its index among the tensors, or -1 and a constant. A tensor given twice stays one object."""
+    tensors = [r for r in results if isinstance(r, torch.Tensor)]
+    index = {id(t): i for i, t in reversed(list(enumerate(tensors)))}
+    return [(index[id(r)], None) if isinstance(r, torch.Tensor) else (-1, r) for r in results]
+
+
+def _no_views(results: Sequence[Any], owned: Sequence[bool]) -> tuple[Any, ...]:
+    """Results of a capture, without the views that composites make of their own memory below autograd."""
+    own: dict[int, Any] = {}
+    for r, whole in zip(results, owned, strict=True):
+        if whole and isinstance(r, torch.Tensor) and _C.is_plain(r) and r._is_view() and not r.is_inference():
+            fresh = torch.empty(0, dtype=r.dtype, device=r.device)
+            own[id(r)] = fresh.set_(r.untyped_storage(), r.storage_offset(), r.shape, r.stride())
+    return tuple(own.get(id(r), r) for r in results)

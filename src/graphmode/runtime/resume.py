@@ -12,6 +12,7 @@ import torch
 import torch.fx as fx
 
 from graphmode.errors import GraphModeError
+from graphmode.program.effects import switches_mode
 
 Place = tuple[str, int]  # "input" | "value" | "boxed", and its number there
 Find = Callable[[torch.Tensor], Place | None]
@@ -31,18 +32,6 @@ def calls(node: fx.Node) -> str:
     if isinstance(node.target, torch._ops.OpOverloadPacket):
         return str(node.target._qualified_op_name)
     return ""
-
-
-def switches_mode(node: fx.Node) -> bool:
-    """Whether a node sets a mode of the thread, rather than computing."""
-    name = getattr(node.target, "__name__", "")
-    return name in (
-        "_set_grad_enabled",
-        "_enter_inference_mode",
-        "_exit_inference_mode",
-        "_enter_autocast",
-        "_exit_autocast",
-    )
 
 
 class Resume:
