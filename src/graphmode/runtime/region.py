@@ -373,7 +373,9 @@ def _no_views(results: Sequence[Any], owned: Sequence[bool]) -> tuple[Any, ...]:
     """Results of a capture, without the views that composites make of their own memory below autograd."""
     own: dict[int, Any] = {}
     for r, whole in zip(results, owned, strict=True):
-        if whole and isinstance(r, torch.Tensor) and _C.is_plain(r) and r._is_view() and not r.is_inference():
+        if not (whole and isinstance(r, torch.Tensor) and _C.is_plain(r) and r._is_view()):
+            continue
+        if not (r.is_inference() or r.is_conj() or r.is_neg()):
             fresh = torch.empty(0, dtype=r.dtype, device=r.device)
             own[id(r)] = fresh.set_(r.untyped_storage(), r.storage_offset(), r.shape, r.stride())
     return tuple(own.get(id(r), r) for r in results)
