@@ -1,33 +1,5 @@
-"""Puts Dynamo, graphmode and every global switch of torch back between tests. Owns no check."""
+"""The state that the contract tests start from is the unit tests' as well. Owns nothing."""
 
-from __future__ import annotations
+from contract.conftest import fresh_process_state
 
-import logging
-from collections.abc import Iterator
-
-import pytest
-import torch
-from hypothesis import settings
-
-import graphmode
-
-settings.register_profile("contract", derandomize=True, deadline=None, database=None, print_blob=False)
-settings.load_profile("contract")
-logging.getLogger("torch.__trace").propagate = False  # megabytes a test, for pytest to format
-
-
-@pytest.fixture(autouse=True)
-def fresh_process_state() -> Iterator[None]:
-    """Nothing compiled, one generator state, eager's default switches, one thread."""
-    torch._dynamo.reset()
-    graphmode.reset()
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.manual_seed(2013)
-    torch.set_num_threads(1)  # workers share the cores; what needs two says so
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)
-    torch.set_grad_enabled(True)
-    torch.use_deterministic_algorithms(False)
-    torch._dynamo.reset()
-    graphmode.reset()
+__all__ = ["fresh_process_state"]

@@ -34,8 +34,6 @@ _MODES = (
     torch.amp.autocast_mode._exit_autocast,
 )
 _CHECKS = (torch._check, torch._check_is_size)  # what they state is in the shape guards already
-
-
 _MOST_OPAQUE = 32  # each costs a trace from the start
 
 
@@ -79,7 +77,6 @@ def lower(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
         except Exception as error:  # whatever a fake kernel raises: the graph still runs, as it came
             raise LoweringError(_brief(error)) from error
     _check(gm, lowered)
-    lowered.meta["opaque"] = opaque
     return lowered
 
 
@@ -265,7 +262,7 @@ def _harmless(n: fx.Node) -> bool:
     """Whether a call without tensors among its results may vanish: it is arithmetic of sizes, or a check of them."""
     if n.op == "call_method":
         return True  # x.size(), x.dim(): of a tensor, and no op
-    return n.target in PURE_PYTHON or n.target in _MODES or n.target in _CHECKS
+    return n.target in PURE_PYTHON or n.target in _CHECKS
 
 
 @contextlib.contextmanager

@@ -290,8 +290,10 @@ class Region:
             return
         need = graph.bytes()
         arena = max(need.arena, self._device.pool_bytes())
-        while arena + need.fixed + ledger.fixed_bytes() > cap and self.graphs and ledger.fixed_bytes():
-            self._evict(keep=len(self.graphs) - 1)
+        # Dropping a graph helps only where it holds constants. Other regions' locks are taken here, so not under ours.
+        while arena + need.fixed + ledger.fixed_bytes() > cap and any(b.fixed for b in self.bytes()):
+            with self._lock:
+                self._evict(keep=len(self.graphs) - 1)
         if arena + need.fixed + ledger.fixed_bytes() > cap:
             raise MemoryCapError(
                 f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}",
