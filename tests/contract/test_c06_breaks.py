@@ -110,3 +110,22 @@ def test_c6_a_custom_op_that_writes_its_argument_writes_it_at_each_call(way: Way
         for i in range(7):
             assert_same(g(torch.ones(2)), torch.full((2,), i + 2.0))
     assert counter.item() == 7
+
+
+@both_ways()
+def test_c6_python_allowed_in_the_graph_runs_at_each_call(way: Way) -> None:
+    seen: list[object] = []
+
+    def note(x: Tensor) -> Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor):  # Dynamo's own trial run
+            seen.append(x.sum().item())
+        return x + 1
+
+    torch.compiler.allow_in_graph(note)
+    g = way(lambda x: note(torch.exp(x)) * 2)
+    with replayed(5) as since:
+        for i in range(7):
+            x = torch.full((2,), float(i))
+            assert_same(g(x), (torch.exp(x) + 1) * 2)
+    assert len(seen) == 7
+    assert since.breaks >= 6

@@ -8,7 +8,7 @@ import torch
 import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from graphmode.program.effects import op_name
+from graphmode.program.effects import is_foreign_python, op_name
 
 
 def _values(value: Any) -> list[Any]:
@@ -20,6 +20,9 @@ def break_reason(node: fx.Node) -> str | None:
     target = node.target
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"higher-order op {op_name(target)} runs live"
+    if is_foreign_python(target):
+        name = getattr(target, "__name__", type(target).__name__)
+        return f"{name} is Python that nobody looks into (allow_in_graph): what it does besides is not known"
     if not isinstance(target, torch._ops.OpOverload):
         return None
     if torch.Tag.data_dependent_output in target.tags or target is torch.ops.aten._local_scalar_dense.default:

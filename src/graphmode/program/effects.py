@@ -26,6 +26,17 @@ PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, opera
                    torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
 
 
+_TORCH_AND_PYTHON = {"torch", "_operator", "operator", "builtins", "math", "functorch"}
+
+
+def is_foreign_python(target: Any) -> bool:
+    """Whether a call is to Python that Dynamo was told not to look into, as by `allow_in_graph`."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator | str):
+        return False
+    module = getattr(target, "__module__", None) or "torch"  # functions and methods of torch's C part name none
+    return module.partition(".")[0] not in _TORCH_AND_PYTHON
+
+
 def op_name(target: torch._ops.OperatorBase) -> str:
     """An op's qualified name, as `aten::add.Tensor`."""
     return str(target.name())  # type: ignore[no-untyped-call]

@@ -26,13 +26,8 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.fx.experimental.symbolic_shapes import PropagateUnbackedSymInts, ShapeEnv
 from torch.utils import _pytree as pytree
 
-from graphmode.program.effects import PURE_PYTHON
+from graphmode.program.effects import PURE_PYTHON, is_foreign_python, switches_mode
 
-_MODES = (
-    torch._C._set_grad_enabled,
-    torch.amp.autocast_mode._enter_autocast,
-    torch.amp.autocast_mode._exit_autocast,
-)
 _CHECKS = (torch._check, torch._check_is_size)  # what they state is in the shape guards already
 _MOST_OPAQUE = 32  # each costs a trace from the start
 
@@ -141,9 +136,9 @@ class _Lowering(PropagateUnbackedSymInts):
         target = n.target
         if n.op == "call_module" or _functorch(target):
             raise LoweringError(f"{_name(target)} changes what later calls mean")
-        if target in _MODES:
+        if switches_mode(n):
             return self._mode(n)
-        if isinstance(target, torch._ops.HigherOrderOperator) or n.name in self._opaque:
+        if _only_known_by_its_result(target) or n.name in self._opaque:
             with self._set_current_node(n):
                 return self._as_it_is(n)
         tracer = _tracer()
@@ -206,8 +201,8 @@ class _Lowering(PropagateUnbackedSymInts):
         proxy = tracer.create_proxy(n.op, n.target, *proxies, name=n.name)
         with disable_proxy_modes_tracing():
             try:
-                if isinstance(n.target, torch._ops.HigherOrderOperator):
-                    raise NotImplementedError("its body is traced when it runs")
+                if _only_known_by_its_result(n.target):
+                    raise NotImplementedError("it is traced when it runs, or never")
                 result = getattr(super(), n.op)(n.target, args, kwargs)
             except Exception:  # no fake kernel: Dynamo knew what it gives
                 result = pytree.tree_map_only(
@@ -252,6 +247,10 @@ def _attribute(root: Any, node: fx.Node) -> Any:
 
 def _name(target: Any) -> str:
     return str(getattr(target, "__name__", target))
+
+
+def _only_known_by_its_result(target: Any) -> bool:
+    return isinstance(target, torch._ops.HigherOrderOperator) or is_foreign_python(target)
 
 
 def _functorch(target: Any) -> bool:
