@@ -1,7 +1,5 @@
 #include "prove.h"
 
-#include <ATen/CPUGeneratorImpl.h>
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -9,8 +7,8 @@
 #include <cstring>
 #include <mutex>
 #include <sstream>
-#include <unordered_set>
 
+#include "copies.h"
 #include "held.h"
 #include "op_kinds.h"
 #include "recorder.h"
@@ -19,121 +17,8 @@ namespace graphmode {
 
 namespace {
 
-using Values = std::vector<c10::IValue>;
-
 // Not-a-number in every floating dtype: a kernel that reads its output before writing it can't hide behind rounding.
 constexpr int kGarbage = 0xFF;
-
-template <class F>
-c10::IValue map_tensors(const c10::IValue& v, F&& f) {
-  if (v.isTensor()) {
-    return v.toTensor().defined() ? c10::IValue(f(v.toTensor())) : v;
-  }
-  if (v.isList() && !v.isIntList() && !v.isDoubleList() && !v.isBoolList()) {
-    auto list = v.toList().copy();
-    for (size_t i = 0; i < list.size(); ++i) {
-      c10::IValue item = list.get(i);
-      if (item.isTensor() && item.toTensor().defined()) {
-        list.set(i, f(item.toTensor()));
-      }
-    }
-    return list;
-  }
-  return v;
-}
-
-// Copies of tensors that alias each other as the originals do, with the same sizes, strides and offset into their span.
-class Copies {
- public:
-  explicit Copies(const Values& originals) {
-    for (const auto& v : originals) {
-      map_tensors(v, [&](const at::Tensor& t) {
-        if (is_plain(t) && t.numel() > 0) {
-          auto [lo, hi] = extent(t);
-          auto [it, fresh] = spans_.emplace(t.storage().unsafeGetStorageImpl(), Span{lo, hi, t.storage(), {}});
-          it->second.lo = std::min(it->second.lo, lo);
-          it->second.hi = std::max(it->second.hi, hi);
-        }
-        return t;
-      });
-    }
-    for (auto& [impl, span] : spans_) {
-      auto bytes = at::empty({span.hi - span.lo + 64}, at::kByte);
-      std::memcpy(bytes.mutable_data_ptr(), static_cast<const char*>(span.storage.data()) + span.lo, span.hi - span.lo);
-      span.copy = bytes.storage();
-    }
-  }
-
-  at::Tensor operator()(const at::Tensor& t) const {
-    if (!is_plain(t) || t.unsafeGetTensorImpl()->is_wrapped_number()) {
-      return t;
-    }
-    if (t.numel() == 0) {
-      return at::empty_strided(t.sizes(), t.strides(), t.options());
-    }
-    const auto& span = spans_.at(t.storage().unsafeGetStorageImpl());
-    auto impl = c10::make_intrusive<c10::TensorImpl>(c10::Storage(span.copy), plain_keys(t), t.dtype());
-    impl->set_sizes_and_strides(t.sizes(), t.strides());
-    const auto item = static_cast<int64_t>(t.itemsize());
-    impl->set_storage_offset((t.storage_offset() * item - span.lo) / item);
-    return at::Tensor(std::move(impl));
-  }
-
-  // Other values, still valid ones: random floating numbers; integers keep their set and change places, since they may
-  // be indices. Only elements are touched: what lies between them may be anything.
-  void change(const Values& copies) const {
-    auto generator = at::detail::createCPUGenerator(20130);
-    std::unordered_set<c10::StorageImpl*> done;
-    for (const auto& v : copies) {
-      map_tensors(v, [&](const at::Tensor& t) {
-        if (is_plain(t) && t.numel() > 0 && !t.unsafeGetTensorImpl()->is_wrapped_number() &&
-            done.insert(t.storage().unsafeGetStorageImpl()).second) {
-          auto elements = t;
-          for (int64_t d = 0; d < t.dim(); ++d) {
-            elements = t.stride(d) == 0 ? elements.narrow(d, 0, 1) : elements;
-          }
-          if (at::has_internal_overlap(elements) == at::MemOverlap::Yes) {
-            return t;
-          }
-          at::Tensor values;
-          if (t.is_floating_point() || t.is_complex()) {
-            values = at::empty(elements.sizes(), t.is_complex() ? at::kComplexFloat : at::kFloat);
-            (t.is_complex() ? at::view_as_real(values) : values).uniform_(-2.0, 2.0, generator);
-          } else {
-            values = elements.reshape({-1}).roll(1).view(elements.sizes());
-          }
-          elements.copy_(values);
-        }
-        return t;
-      });
-    }
-  }
-
- private:
-  struct Span {
-    int64_t lo, hi;  // bytes
-    c10::Storage storage;
-    c10::Storage copy;
-  };
-  static std::pair<int64_t, int64_t> extent(const at::Tensor& t) {
-    int64_t last = 0;
-    for (int64_t d = 0; d < t.dim(); ++d) {
-      last += (t.size(d) - 1) * t.stride(d);
-    }
-    const auto item = static_cast<int64_t>(t.itemsize());
-    return {t.storage_offset() * item, (t.storage_offset() + last + 1) * item};
-  }
-  std::unordered_map<c10::StorageImpl*, Span> spans_;
-};
-
-Values map_all(const Values& values, const std::function<at::Tensor(const at::Tensor&)>& f) {
-  Values out;
-  out.reserve(values.size());
-  for (const auto& v : values) {
-    out.push_back(map_tensors(v, f));
-  }
-  return out;
-}
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (a.sizes() != b.sizes() || a.dtype() != b.dtype() || (a.numel() > 1 && a.strides() != b.strides())) {
@@ -145,17 +30,6 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   auto physical = [](const at::Tensor& t) { return t.is_non_overlapping_and_dense() ? t : t.contiguous(); };
   auto x = physical(a), y = physical(b);
   return std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
-}
-
-std::vector<at::Tensor> tensors_of(at::ArrayRef<c10::IValue> values) {
-  std::vector<at::Tensor> out;
-  for (const auto& v : values) {
-    map_tensors(v, [&](const at::Tensor& t) {
-      out.push_back(t);
-      return t;
-    });
-  }
-  return out;
 }
 
 std::vector<at::Tensor> scratch_like(const std::vector<at::Tensor>& results) {
@@ -272,12 +146,13 @@ const char* iterator_fits(at::TensorIteratorBase* it, const std::vector<at::Tens
 // `inplace`: the outputs are argument 0 and the candidate writes it.
 class Trial {
  public:
-  Trial(const c10::OperatorHandle& op, const Values& before, std::vector<at::Tensor> expected, bool inplace)
-      : op_(op), before_(before), expected_(std::move(expected)), inplace_(inplace) {}
+  Trial(const c10::OperatorHandle& op, const Values& before, const Writes& writes, std::vector<at::Tensor> expected,
+        bool inplace)
+      : op_(op), before_(before), writes_(writes), expected_(std::move(expected)), inplace_(inplace) {}
 
   // Empty when the candidate held; else why not.
   std::string held(const HeldOp& held, size_t drop) {
-    Copies copies(before_);
+    Copies copies(before_, writes_);
     Values args = map_all(before_, copies);
     auto outs = inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : scratch_like(expected_);
     try {
@@ -294,7 +169,7 @@ class Trial {
       Copies second(before_);
       Values changed = map_all(before_, second);
       second.change(changed);
-      Copies third(changed);
+      Copies third(changed, writes_);
       Values eager_args = map_all(changed, third);
       auto want = run_eager(eager_args);
       rebind(args, changed, outs, kernel->iterator());
@@ -310,11 +185,11 @@ class Trial {
 
   std::string out_variant(const c10::OperatorHandle& out_op) {
     try {
-      Copies copies(before_);
-      Values args = map_all(before_, copies);
-      if (auto why = out_once(out_op, args, expected_); !why.empty()) {
+      if (auto why = out_once(out_op, map_all(before_, Copies(before_, writes_)), expected_); !why.empty()) {
         return why;
       }
+      Copies copies(before_);
+      Values args = map_all(before_, copies);
       copies.change(args);
       auto want = run_eager(args);
       auto why = out_once(out_op, args, want);
@@ -401,6 +276,7 @@ class Trial {
 
   c10::OperatorHandle op_;
   const Values& before_;
+  const Writes& writes_;
   std::vector<at::Tensor> expected_;
   bool inplace_;
   std::vector<c10::Storage> keep_;
@@ -475,7 +351,7 @@ Proof Proof::begin(const c10::OperatorHandle& op, const std::vector<c10::IValue>
   }
   if (!p.known_) {
     RecordingOff off;
-    p.before_ = writes ? map_all(args, Copies(args)) : args;
+    p.before_ = writes ? map_all(args, Copies(args, node.writes)) : args;
   }
   return p;
 }
@@ -495,7 +371,7 @@ void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
     auto held = held_ops().find(name);
     auto expected = tensors_of(results);
     const bool inplace = writes && held != held_ops().end() && held->second.inplace_self;
-    Trial trial(node.op, before_, expected, inplace);
+    Trial trial(node.op, before_, node.writes, expected, inplace);
     verdict.note = "no kernel that could be held";
     if (held != held_ops().end()) {
       const bool out_overload = writes && !inplace;
