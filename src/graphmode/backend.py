@@ -10,7 +10,7 @@ import torch.fx as fx
 
 from graphmode.options import Options, resolve
 from graphmode.program.program import Program, make_program
-from graphmode.runtime.frames import watch_frames
+from graphmode.runtime.frames import errors_reach_the_caller, watch_frames
 from graphmode.runtime.modes import modes_of
 from graphmode.runtime.region import Region
 
@@ -36,6 +36,7 @@ def graphmode_backend(
     Raises:
         OptionError: an unknown option or a bad value.
     """
+    errors_reach_the_caller()
     resolved = resolve(options, mode)
     modes = modes_of(gm)
     # Tracing loses inference mode: such a program is captured as Dynamo gave it.

@@ -95,6 +95,19 @@ def test_c7_python_code_between_two_graphs_is_counted(way: Way) -> None:
 
 
 @both_ways()
+def test_c7_a_function_that_dynamo_fails_to_trace_runs_in_python_and_is_counted(way: Way) -> None:
+    def f(x: Tensor) -> Tensor:
+        x = torch.exp(x)
+        x[list(torch.tensor([0, 1])), list(torch.tensor([1, 2]))] = 0  # eager can; Dynamo's fake tensors can't
+        return x + 1
+
+    g = way(f)
+    for i in range(4):
+        assert_same(g(torch.full((2, 3), float(i))), f(torch.full((2, 3), float(i))))
+    assert any("Dynamo left a function to Python" in f.reason for f in graphmode.report().fallbacks)
+
+
+@both_ways()
 def test_c7_require_raises_at_a_break(way: Way) -> None:
     g = way(breaks_at_nonzero, require=True)
     with pytest.raises(FallbackError, match="nonzero"):

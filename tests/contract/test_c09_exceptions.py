@@ -150,3 +150,21 @@ def test_c9_an_inference_tensor_written_outside_inference_mode_raises_as_in_eage
         with pytest.raises(RuntimeError, match=r"[Ii]nference tensor"):
             eager.add_(1)
         assert_same(x.clone(), eager.clone())
+
+
+def test_c9_a_first_call_with_wrong_shapes_raises_eager_s_error_and_the_next_ones_are_replayed() -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x @ y)
+
+    g = torch.compile(f, backend="graphmode")
+    with pytest.raises(RuntimeError) as eager:
+        f(torch.ones(2, 3), torch.ones(4, 5))
+    for _ in range(2):
+        with pytest.raises(RuntimeError) as ours:
+            g(torch.ones(2, 3), torch.ones(4, 5))
+        assert type(ours.value) is type(eager.value) and str(ours.value) == str(eager.value)
+    with replayed(2):
+        for i in range(4):
+            x = torch.full((2, 3), float(i))
+            assert_same(g(x, torch.ones(3, 5)), f(x, torch.ones(3, 5)))
+    assert not torch._dynamo.config.suppress_errors

@@ -1,7 +1,8 @@
 """What Dynamo does with the frames it compiles for us, which it would do in silence.
 
-RNNs are traced; past its recompile limit a function is not eager for ever but compiled anew after a while; with
-`require` a split is an error. Uses a hook that Dynamo calls before it compiles any frame.
+RNNs are traced; past its recompile limit a function is not eager for ever but compiled anew after a while; what Dynamo
+fails to trace runs in Python; with `require` a split is an error. Uses a hook that Dynamo calls before it compiles any
+frame.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ def _before_compile() -> str:
     dynamo_breaks.compiling(str(known["compile_id"]), frame.code)
     if frame.cleanups is not None:
         _configure(frame.cleanups)
+        if not options.require and known["cache_size"].num_cache_entries == 0:
+            _survive_errors_of_tracing(frame.code, frame.cleanups)
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
@@ -109,6 +112,36 @@ def _configure(cleanups: list[Callable[[], Any]]) -> None:
     for name, value in _CONFIG.items():
         setattr(config, name, value)
     cleanups.append(restore)
+
+
+_suppressed_before: bool | None = None  # Dynamo's own setting, while ours is in force
+
+
+def _survive_errors_of_tracing(code: CodeType, cleanups: list[Callable[[], Any]]) -> None:
+    """A function that Dynamo fails to trace runs in Python: eager's results, or eager's own error.
+
+    After an error of eager's the function is traced anew: one bad call must not leave it in Python for ever. Only for
+    a function that was never traced: Dynamo would drop what it has compiled, and a later failure is the call's own.
+    """
+    global _suppressed_before
+    if _suppressed_before is None:
+        _suppressed_before = config.suppress_errors
+    config.suppress_errors = True
+
+    def restore() -> None:
+        errors_reach_the_caller()
+        if sys.exc_info()[0] is not None:  # the call is being left by an exception
+            reset_code(code)
+
+    cleanups.append(restore)
+
+
+def errors_reach_the_caller() -> None:
+    """Puts Dynamo's setting back: tracing is over, and what the backend raises is for the user."""
+    global _suppressed_before
+    if _suppressed_before is not None:
+        config.suppress_errors = _suppressed_before
+        _suppressed_before = None
 
 
 def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:

@@ -26,7 +26,6 @@ class Row:
     model_type: str = ""
     verdict: Verdict = Verdict.FAILED
     detail: str = ""
-    graphs: int = 0
     captures: int = 0
     replays: int = 0
     breaks: int = 0
@@ -54,7 +53,7 @@ class Row:
 
     def read_report(self, report: Any) -> None:
         """Takes over the counters of a `graphmode.report()`; fall-backs with a count become reasons."""
-        for name in ("graphs", "captures", "replays", "breaks", "live_calls"):
+        for name in ("captures", "replays", "breaks", "live_calls"):
             setattr(self, name, int(getattr(report, name)))
         self.reasons = [
             {"reason": f.reason, "op": f.op, "line": f.line, "count": int(f.count)}

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,10 @@ def page(rows: Sequence[Row], backend: str) -> str:
         f"{same} of {len(rows)} cases identical to eager, bit for bit; "
         f"{len(types)} architectures of transformers, {nets} hand-written nets.",
         "",
+        f"`make sweep`, {date.today()}, torch {version('torch')}, transformers {version('transformers')}; tiny "
+        "configurations, random weights. Graphs are those captured in all; seconds are of the whole case, eager's and "
+        "Dynamo's included.",
+        "",
         f"{branched} of these models ask torch whether they are being compiled, and then take another branch with "
         "other bits, whatever the backend: they are compared with eager on that branch (*as compiled*).",
         "",
@@ -62,7 +68,7 @@ def _cells(row: Row) -> list[Any]:
     why = [] if identical else [_one_line(row.detail)]
     why += [_reason(reason) for reason in row.reasons]
     why += [f"Dynamo: {_one_line(reason)} ({count}x)" for reason, count in row.dynamo_breaks.items()]
-    counts = (row.graphs, row.replays, row.breaks, row.live_calls)
+    counts = (row.captures, row.replays, row.breaks, row.live_calls)
     answer = identical or f"**no**: {row.verdict}"
     return [row.name, row.family, answer, *counts, "<br>".join(why), f"{row.seconds:.1f}"]
 
