@@ -46,6 +46,9 @@ def graph_of(case: Case, outputs: list[Tensor], mode: FakeTensorMode) -> fx.Grap
     def program(*tensors: Tensor) -> tuple[Any, ...]:
         return tuple(tree_leaves(case.call(list(tensors))))
 
+    # Torch's own code in one call, like the helpers that Dynamo puts into graphs, and no user's Python.
+    program.__module__ = "torch._dynamo.op_db"
+
     graph = fx.Graph()
     inputs = []
     for i, fake in enumerate(_fakes(case, mode)):

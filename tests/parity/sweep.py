@@ -13,7 +13,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo.core import OpInfo
 
 from .check import NO_REFERENCE, RAISED, Result, run_case
-from .exceptions import EXCEPTIONS
+from .exceptions import EXCEPTIONS, REWRITTEN_BY_DYNAMO
 from .families import large_cases, must_replay
 from .samples import DTYPES, Case, cases, dtype_for, op_name
 from .session import Driver
@@ -58,5 +58,5 @@ def sweep_op(name: str, tag: str, driver: Driver) -> list[Result]:
             todo = list(cases_of(name, tag, driver))
         except Exception as error:
             return [Result(name, tag, "samples", RAISED, f"its samples: {type(error).__name__}: {error}")]
-        listed = name in EXCEPTIONS
+        listed = name in EXCEPTIONS or (driver.name == "compile" and name in REWRITTEN_BY_DYNAMO)
         return [run_case(case, driver, must_replay=must_replay(op, tag), listed=listed) for case in todo]

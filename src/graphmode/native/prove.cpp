@@ -32,16 +32,23 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   return std::memcmp(x.const_data_ptr(), y.const_data_ptr(), x.nbytes()) == 0;
 }
 
-std::vector<at::Tensor> scratch_like(const std::vector<at::Tensor>& results) {
+std::vector<at::Tensor> scratch_like(const std::vector<at::Tensor>& results, int garbage = kGarbage) {
   std::vector<at::Tensor> out;
   for (const auto& r : results) {
     auto t = at::empty_strided(r.sizes(), r.strides(), r.options());
     if (t.storage().nbytes() > 0) {
-      std::memset(t.mutable_data_ptr(), kGarbage, t.storage().nbytes());
+      std::memset(t.mutable_data_ptr(), garbage, t.storage().nbytes());
     }
     out.push_back(std::move(t));
   }
   return out;
+}
+
+bool untouched(const std::vector<at::Tensor>& scratch, int garbage) {
+  return std::all_of(scratch.begin(), scratch.end(), [&](const at::Tensor& t) {
+    const auto* bytes = static_cast<const unsigned char*>(t.storage().data());
+    return std::all_of(bytes, bytes + t.storage().nbytes(), [&](unsigned char b) { return b == garbage; });
+  });
 }
 
 Values call(const c10::OperatorHandle& op, const Values& args) {
@@ -157,6 +164,9 @@ class Trial {
     auto outs = inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : scratch_like(expected_);
     try {
       Values taken(args.begin(), args.end() - static_cast<std::ptrdiff_t>(drop));
+      if (!makes_without_writing(held, taken)) {
+        return "its meta function writes the result";
+      }
       auto kernel = held.make(taken, outs);
       if (const char* why = iterator_fits(kernel->iterator(), together(args, outs))) {
         return why;
@@ -214,6 +224,18 @@ class Trial {
   std::vector<at::Tensor> run_eager(Values& args) {
     auto results = call(op_, args);
     return inplace_ ? std::vector<at::Tensor>{args[0].toTensor()} : tensors_of(results);
+  }
+  // A held kernel is made when nobody has called it yet: what that writes would be lost, or harm what lies there.
+  bool makes_without_writing(const HeldOp& held, const Values& taken) const {
+    if (inplace_) {
+      Values again = map_all(taken, Copies(taken, writes_));
+      held.make(again, {again[0].toTensor()});
+      return same_bits(again[0].toTensor(), before_[0].toTensor());
+    }
+    constexpr int kOther = 0xA5;
+    auto spare = scratch_like(expected_, kOther);
+    held.make(taken, spare);
+    return untouched(spare, kOther);
   }
   static std::string out_once(const c10::OperatorHandle& out_op, const Values& args,
                               const std::vector<at::Tensor>& want) {
