@@ -56,12 +56,12 @@ contract: install  ## contracts and units alone
 parity: install  ## all of op_db against eager; SHARD=i/n for a part
 	$(PY) -m tests.parity --jobs $(WORKERS) $(if $(SHARD),--shard $(SHARD))
 
-sweep: install  ## 130 architectures, unmodified, against eager; writes docs/models.md
+sweep: install  ## some 270 architectures, unmodified, against eager; writes docs/models.md
 	$(PY) tests/models/sweep.py --backend graphmode --out docs/models.md
 
 bench: install  ## overhead and models against eager and Inductor
 	$(PY) benchmarks/overhead.py
-	$(PY) benchmarks/models.py --suite public --peers eager,inductor,graphmode --json build/models.json
+	$(PY) benchmarks/models.py --suite public --peers eager,inductor,graphmode,graphmode.compile --json build/models.json
 
 docs: install  ## the documentation site, strict, without network
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict -q

@@ -181,7 +181,9 @@ def shortfalls(rows: list[dict[str, Any]]) -> list[str]:
 
 @click.command()
 @click.option("--suite", "suite_name", type=click.Choice(list(SUITES)), default="public")
-@click.option("--peers", default="eager,inductor,graphmode", help=f"comma-separated, of: {', '.join(PEERS)}")
+@click.option(
+    "--peers", default="eager,inductor,graphmode,graphmode.compile", help=f"comma-separated, of: {', '.join(PEERS)}"
+)
 @click.option("--only", default="", help="comma-separated names of cases; default: the whole suite")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="file to write the rows to")
 @click.option("--rounds", default=2, help="fresh processes per peer and model")

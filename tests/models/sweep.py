@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _merge(parts: Sequence[Path], out: Path, backend: str) -> int:
     rows = read(parts)
+    families = list(dict.fromkeys(row.family for row in rows))
+    rows.sort(key=lambda row: families.index(row.family))
     write(rows, out, backend)
     return _status(rows)
 
