@@ -7,7 +7,7 @@ WORKERS := 2
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test lint types contract parity sweep bench docs wheel format clean
+.PHONY: help install native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,7 +67,11 @@ docs: install  ## the documentation site, strict, without network
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict -q
 
 wheel: install  ## source and binary wheel in dist/
+	rm -rf dist
 	$(PY) -m build --no-isolation --outdir dist
+
+check-wheel: wheel  ## the wheel in a clean environment: torch alone, no compiler
+	sh tools/check_wheel.sh
 
 clean:  ## everything that was built
 	rm -rf build dist site src/graphmode/*.so *.egg-info src/*.egg-info

@@ -116,8 +116,9 @@ class Learner:
             self._give_up("Dynamo's recompile limit was reached: other calls than those it knows run in eager")
             return self._run(*args, **kwargs)
         except TorchDynamoException as error:
+            result = self._parts(*args, **kwargs)  # where the call itself is wrong, this raises eager's error
             self._give_up(_first_line(error))
-            return self._run(*args, **kwargs)
+            return result
         finally:
             self._call.made = outer
         if _C.traced_mode() != mode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -129,3 +130,41 @@ def test_c6_python_allowed_in_the_graph_runs_at_each_call(way: Way) -> None:
             assert_same(g(x), (torch.exp(x) + 1) * 2)
     assert len(seen) == 7
     assert since.breaks >= 6
+
+
+@both_ways()
+def test_c6_an_autograd_function_allowed_in_the_graph_runs_at_each_call(way: Way) -> None:
+    state = {"k": 0}
+
+    class Counts(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            state["k"] += not isinstance(x, torch._subclasses.FakeTensor)
+            return x + state["k"]
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:
+            return grad
+
+    torch.compiler.allow_in_graph(Counts)
+    g = way(lambda x: Counts.apply(torch.exp(x)) * 2)
+    for i in range(6):
+        x = torch.full((2,), float(i))
+        assert_same(g(x), (torch.exp(x) + i + 1) * 2)
+
+
+@both_ways()
+def test_c6_a_function_that_wraps_a_function_of_torch_is_a_user_s_all_the_same(way: Way) -> None:
+    seen: list[object] = []
+
+    @functools.wraps(torch.nn.functional.relu)
+    def note(x: Tensor) -> Tensor:
+        if not isinstance(x, torch._subclasses.FakeTensor):
+            seen.append(x.sum().item())
+        return torch.relu(x)
+
+    torch.compiler.allow_in_graph(note)
+    g = way(lambda x: note(x) + 1)
+    for i in range(5):
+        g(torch.full((2,), float(i)))
+    assert len(seen) == 5

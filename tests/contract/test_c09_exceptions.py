@@ -152,11 +152,12 @@ def test_c9_an_inference_tensor_written_outside_inference_mode_raises_as_in_eage
         assert_same(x.clone(), eager.clone())
 
 
-def test_c9_a_first_call_with_wrong_shapes_raises_eager_s_error_and_the_next_ones_are_replayed() -> None:
+@both_ways()
+def test_c9_a_first_call_with_wrong_shapes_raises_eager_s_error_and_the_next_ones_are_replayed(way: Way) -> None:
     def f(x: Tensor, y: Tensor) -> Tensor:
         return torch.relu(x @ y)
 
-    g = torch.compile(f, backend="graphmode")
+    g = way(f)
     with pytest.raises(RuntimeError) as eager:
         f(torch.ones(2, 3), torch.ones(4, 5))
     for _ in range(2):
@@ -168,3 +169,13 @@ def test_c9_a_first_call_with_wrong_shapes_raises_eager_s_error_and_the_next_one
             x = torch.full((2, 3), float(i))
             assert_same(g(x, torch.ones(3, 5)), f(x, torch.ones(3, 5)))
     assert not torch._dynamo.config.suppress_errors
+
+
+def test_c9_a_call_inside_an_except_block_is_captured_as_any_other() -> None:
+    g = torch.compile(lambda x: torch.exp(x) + 1, backend="graphmode")
+    with replayed(3):
+        for _ in range(5):
+            try:
+                raise KeyError
+            except KeyError:
+                g(torch.ones(3))

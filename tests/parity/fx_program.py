@@ -6,6 +6,7 @@ Owns the imitation of Dynamo (fake example values, flat outputs, stack traces) a
 from __future__ import annotations
 
 import operator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -47,6 +48,9 @@ def graph_of(case: Case, outputs: list[Tensor], mode: FakeTensorMode) -> fx.Grap
         return tuple(tree_leaves(case.call(list(tensors))))
 
     # Torch's own code in one call, like the helpers that Dynamo puts into graphs, and no user's Python.
+    program = FunctionType(
+        program.__code__, {**globals(), "__name__": "torch._dynamo.op_db"}, None, None, program.__closure__
+    )
     program.__module__ = "torch._dynamo.op_db"
 
     graph = fx.Graph()

@@ -21,11 +21,11 @@ std::pair<int64_t, int64_t> extent(const at::Tensor& t) {
 }
 
 // Random numbers, repeated after a prime number of elements, so that no two rows of a matrix are alike.
-void fill(const at::Tensor& elements) {
+void fill(const at::Tensor& elements, const at::Generator& generator) {
   constexpr int64_t kPeriod = 1048573;
   auto values =
       at::empty({std::min(elements.numel(), kPeriod)}, elements.is_complex() ? at::kComplexFloat : at::kFloat);
-  (values.is_complex() ? at::view_as_real(values) : values).uniform_(-2.0, 2.0, at::detail::createCPUGenerator(20130));
+  (values.is_complex() ? at::view_as_real(values) : values).uniform_(-2.0, 2.0, generator);
   if (elements.numel() <= kPeriod) {
     elements.copy_(values.view(elements.sizes()));
   } else if (elements.is_non_overlapping_and_dense()) {
@@ -103,6 +103,7 @@ at::Tensor Copies::operator()(const at::Tensor& t) const {
 }
 
 void Copies::change(const Values& copies) const {
+  const at::Generator generator = at::detail::createCPUGenerator(20130);  // one for all: no two arguments are alike
   std::unordered_set<c10::StorageImpl*> done;
   for (const auto& v : copies) {
     map_tensors(v, [&](const at::Tensor& t) {
@@ -116,7 +117,7 @@ void Copies::change(const Values& copies) const {
           return t;
         }
         if (t.is_floating_point() || t.is_complex()) {
-          fill(elements);
+          fill(elements, generator);
         } else {
           elements.copy_(elements.reshape({-1}).roll(1).view(elements.sizes()));
         }

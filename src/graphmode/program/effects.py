@@ -6,17 +6,22 @@ Schemas lie now and then: corrections stand here and in native/tape.cpp (undecla
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.variables.misc import produce_trampoline_autograd_apply
 
 # Ops that write arguments without saying so: running statistics, when training.
 UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
     "aten::native_batch_norm": (3, 4),
     "aten::batch_norm": (3, 4),
     "aten::_batch_norm_impl_index": (3, 4),
+    "aten::cudnn_batch_norm": (3, 4),
+    "aten::miopen_batch_norm": (3, 4),
+    "aten::native_batch_norm.out": (3, 4),
     "aten::instance_norm": (3, 4),
     "aten::batch_norm_update_stats": (1, 2),
 }
@@ -26,15 +31,21 @@ PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, opera
                    torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
 
 
-_TORCH_AND_PYTHON = {"torch", "_operator", "operator", "builtins", "math", "functorch"}
+# Where functions come from that do nothing but compute. einops and torch_npu have theirs put into Dynamo's graphs.
+_ONLY_COMPUTE = {"torch", "_operator", "operator", "builtins", "math", "functorch", "einops", "torch_npu"}
 
 
 def is_foreign_python(target: Any) -> bool:
-    """Whether a call is to Python that Dynamo was told not to look into, as by `allow_in_graph`."""
+    """Whether a call is to a user's Python, which gets into Dynamo's graph unseen: by `allow_in_graph`."""
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator | str):
         return False
-    module = getattr(target, "__module__", None) or "torch"  # functions and methods of torch's C part name none
-    return module.partition(".")[0] not in _TORCH_AND_PYTHON
+    if getattr(target, "_origin", None) is produce_trampoline_autograd_apply:
+        return True  # an autograd.Function's forward, which Dynamo did not look into
+    if isinstance(target, types.FunctionType):
+        module = target.__globals__.get("__name__", "")  # __module__ may be another's, after functools.wraps
+    else:
+        module = getattr(target, "__module__", None) or "torch"  # functions and methods of torch's C part name none
+    return module.partition(".")[0] not in _ONLY_COMPUTE
 
 
 def op_name(target: torch._ops.OperatorBase) -> str:

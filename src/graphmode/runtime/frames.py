@@ -8,6 +8,7 @@ frame.
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from torch._C._dynamo.eval_frame import reset_code
+from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
 from torch._dynamo import config
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
@@ -53,6 +54,7 @@ def watch_frames() -> None:
 
 
 def _before_compile() -> str:
+    errors_reach_the_caller()
     compiling = _calling("_compile", sys._getframe(1))
     if compiling is None:
         return ""
@@ -67,7 +69,7 @@ def _before_compile() -> str:
     if frame.cleanups is not None:
         _configure(frame.cleanups)
         if not options.require and known["cache_size"].num_cache_entries == 0:
-            _survive_errors_of_tracing(frame.code, frame.cleanups)
+            _survive_errors_of_tracing(frame, frame.cleanups)
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
@@ -114,34 +116,39 @@ def _configure(cleanups: list[Callable[[], Any]]) -> None:
     cleanups.append(restore)
 
 
-_suppressed_before: bool | None = None  # Dynamo's own setting, while ours is in force
+class _Surviving(threading.local):
+    on = False  # whether suppress_errors is ours at the moment; Dynamo's configuration is each thread's own
 
 
-def _survive_errors_of_tracing(code: CodeType, cleanups: list[Callable[[], Any]]) -> None:
+_surviving = _Surviving()
+
+
+def _survive_errors_of_tracing(frame: _Frame, cleanups: list[Callable[[], Any]]) -> None:
     """A function that Dynamo fails to trace runs in Python: eager's results, or eager's own error.
 
-    After an error of eager's the function is traced anew: one bad call must not leave it in Python for ever. Only for
-    a function that was never traced: Dynamo would drop what it has compiled, and a later failure is the call's own.
+    When that error leaves the compiled call, the function is traced anew by the next one: a bad call must not leave it
+    in Python for ever. Only for a function that has nothing compiled yet, which Dynamo would drop.
     """
-    global _suppressed_before
-    if _suppressed_before is None:
-        _suppressed_before = config.suppress_errors
-    config.suppress_errors = True
+    if frame.context is None or frame.context.fullgraph or config.suppress_errors:
+        return
+    if config.fail_on_recompile_limit_hit:  # Dynamo takes one of the two
+        return
+    handled = sys.exc_info()[1]  # the caller may be in an except block
+    config.suppress_errors = _surviving.on = True
 
     def restore() -> None:
         errors_reach_the_caller()
-        if sys.exc_info()[0] is not None:  # the call is being left by an exception
-            reset_code(code)
+        raised = sys.exc_info()[1]
+        if raised is not None and raised is not handled and not _debug_get_cache_entry_list(frame.code):
+            reset_code(frame.code)
 
     cleanups.append(restore)
 
 
 def errors_reach_the_caller() -> None:
-    """Puts Dynamo's setting back: tracing is over, and what the backend raises is for the user."""
-    global _suppressed_before
-    if _suppressed_before is not None:
-        config.suppress_errors = _suppressed_before
-        _suppressed_before = None
+    """Tracing is over, or is another's: what is raised from now on is for the user."""
+    if _surviving.on:
+        config.suppress_errors = _surviving.on = False
 
 
 def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:
