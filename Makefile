@@ -68,7 +68,8 @@ docs: install  ## the documentation site, strict, without network
 
 wheel: install  ## source and binary wheel in dist/
 	rm -rf dist
-	$(PY) -m build --no-isolation --outdir dist
+	$(PY) -m build --no-isolation --sdist --outdir dist
+	MAX_JOBS=$(WORKERS) $(PY) -m build --no-isolation --wheel --outdir dist
 
 check-wheel: wheel  ## the wheel in a clean environment: torch alone, no compiler
 	sh tools/check_wheel.sh

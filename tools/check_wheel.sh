@@ -1,9 +1,14 @@
 #!/usr/bin/env sh
-# Installs the wheel from dist/ into a clean environment with torch alone, and runs it where no compiler is in reach.
+# Looks whether the source archive in dist/ has all sources, installs the wheel into a clean environment with torch
+# alone, and runs it where no compiler is in reach.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 clean=$(mktemp -d)
 trap 'rm -rf "$clean"' EXIT
+tar -tzf "$here"/dist/graphmode-*.tar.gz | cut -d/ -f2- | sort > "$clean/has"
+(cd "$here" && git ls-files src setup.py pyproject.toml README.md LICENSE) | sort > "$clean/wants"
+missing=$(comm -13 "$clean/has" "$clean/wants")
+test -z "$missing" || { echo "the source archive lacks: $missing"; exit 1; }
 "${PYTHON:-python3}" -m venv "$clean/venv"
 pip="$clean/venv/bin/pip --disable-pip-version-check install -q"
 $pip "$(grep -o '^torch==[0-9.]*' "$here/requirements.txt")"
