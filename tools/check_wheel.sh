@@ -6,7 +6,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 clean=$(mktemp -d)
 trap 'rm -rf "$clean"' EXIT
 tar -tzf "$here"/dist/graphmode-*.tar.gz | cut -d/ -f2- | sort > "$clean/has"
-(cd "$here" && git ls-files src setup.py pyproject.toml README.md LICENSE) | sort > "$clean/wants"
+(cd "$here" && find src setup.py pyproject.toml README.md LICENSE -type f \
+  ! -path '*.egg-info/*' ! -path '*/__pycache__/*' ! -name '*.so') | sort > "$clean/wants"
 missing=$(comm -13 "$clean/has" "$clean/wants")
 test -z "$missing" || { echo "the source archive lacks: $missing"; exit 1; }
 "${PYTHON:-python3}" -m venv "$clean/venv"
