@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graphmode.program.dead_code import remove_dead_code
-from graphmode.program.effects import has_effect, is_random, written_arguments
+from graphmode.program.effects import has_effect, is_foreign_python, is_random, written_arguments
 from graphmode.program.no_ops import remove_no_ops
 from graphmode.program.single_cat import replace_single_cats
 
@@ -133,3 +134,15 @@ def test_a_cat_keeps_eager_s_strides(f: Callable[[Tensor], Tensor], x: Tensor) -
     replace_single_cats(gm)
     same_results(gm, f, x)
     assert gm(x).stride() == f(x).stride() and gm(x).data_ptr() != x.data_ptr()
+
+
+def test_python_is_a_user_s_unless_it_comes_from_torch_python_or_einops() -> None:
+    def note(x: Tensor) -> Tensor:
+        return x
+
+    def of(module: str) -> FunctionType:
+        return FunctionType(note.__code__, {"__name__": module})
+
+    ours = (torch.sin, torch.nn.functional.gelu, torch.nn.functional.softmax, torch.Tensor.add, of("einops.einops"))
+    assert not any(is_foreign_python(f) for f in ours)
+    assert is_foreign_python(note) and is_foreign_python(of("einopsy")) and is_foreign_python(of(""))

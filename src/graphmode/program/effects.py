@@ -31,8 +31,8 @@ PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, opera
                    torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
 
 
-# Where functions come from that do nothing but compute. einops and torch_npu have theirs put into Dynamo's graphs.
-_ONLY_COMPUTE = {"torch", "_operator", "operator", "builtins", "math", "functorch", "einops", "torch_npu"}
+# Where functions come from that do nothing but compute. einops has its own put into Dynamo's graphs, before 0.8.2.
+_ONLY_COMPUTE = {"torch", "_operator", "operator", "builtins", "math", "functorch", "einops"}
 
 
 def is_foreign_python(target: Any) -> bool:
