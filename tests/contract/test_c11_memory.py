@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def chain(x: Tensor) -> Tensor:
     return (z + y).relu().sum(0)
 
 
-def compiled_and_run(way: Way, n: int = 64) -> object:
+def compiled_and_run(way: Way, n: int = 64) -> Callable[..., Tensor]:
     g = way(chain)
     for _ in range(4):
         g(torch.randn(n, n))
@@ -47,6 +48,21 @@ def test_c11_graphs_share_one_arena(way: Way) -> None:
     assert graphmode.report().bytes.arena == largest
     assert _C.arena_blocks() == 1
     assert len(kept) == 4
+
+
+def test_c11_the_arena_is_as_large_as_the_largest_graph_alive_needs() -> None:
+    kept = [compiled_and_run(graphmode.compile, n) for n in (32, 64, 16)]
+    middle, large, small = (r for r in ledger.regions() if r.graphs)
+    needs = {r: g.bytes().arena for r in ledger.regions() for g in r.graphs.values()}
+    assert needs[small] < needs[middle] < needs[large] == _C.arena_bytes()
+    small.clear()  # as when its model dies: the memory that others replay in stays
+    assert _C.arena_bytes() == needs[large]
+    large.clear()
+    assert _C.arena_bytes() == 0
+    with replayed(1):
+        x = torch.randn(32, 32)
+        assert_same(kept[0](x), chain(x))
+    assert _C.arena_bytes() == needs[middle]
 
 
 @both_ways()

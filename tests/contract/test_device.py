@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,9 +12,8 @@ from .ways import assert_same
 
 
 @pytest.fixture(params=["cpu", "null"])
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    yield device_named(request.param)
-    device_named(request.param).release()
+def device(request: pytest.FixtureRequest) -> Device:
+    return device_named(request.param)
 
 
 def captured(device: Device, x: torch.Tensor) -> tuple[DeviceGraph, torch.Tensor]:

@@ -120,10 +120,6 @@ class Device(abc.ABC):
     def pool_bytes(self) -> int:
         """Bytes held now for intermediates of all graphs."""
 
-    @abc.abstractmethod
-    def release(self) -> None:
-        """Gives back what no graph uses."""
-
 
 _found: dict[str, Device] = {}
 

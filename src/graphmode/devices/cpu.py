@@ -145,6 +145,3 @@ class CpuDevice(Device):
 
     def pool_bytes(self) -> int:
         return _C.arena_bytes()
-
-    def release(self) -> None:
-        _C.arena_release()

@@ -96,6 +96,3 @@ class NullDevice(Device):
 
     def pool_bytes(self) -> int:
         return 0
-
-    def release(self) -> None:
-        self.told("release")

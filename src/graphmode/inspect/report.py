@@ -111,7 +111,6 @@ def reset() -> None:
     """Drops every graph and its memory, and zeroes the counters. Compiled functions go on and capture anew."""
     for region in ledger.regions():
         region.clear()
-    _C.arena_release()
     _C.forget_proofs()
     ledger.clear()
     dynamo_breaks.forget()

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <set>
 #include <vector>
 
 namespace graphmode {
@@ -19,6 +20,7 @@ namespace {
 struct Pool {
   std::mutex mutex;
   std::vector<Block*> blocks;
+  std::multiset<size_t> needs;
   uint64_t next_serial = 1;
 };
 // Never destroyed: a replay on another thread may outlive the statics of this file at exit.
@@ -27,15 +29,21 @@ Pool& pool() {
   return *p;
 }
 
-void drop_idle(Pool& p, size_t smaller_than) {
-  auto idle = [&](Block* b) {
-    if (b->leased || b->bytes >= smaller_than) {
+template <class F>
+void drop_idle(Pool& p, F&& unfit) {
+  auto dropped = [&](Block* b) {
+    if (b->leased || !unfit(b->bytes)) {
       return false;
     }
     delete b;
     return true;
   };
-  p.blocks.erase(std::remove_if(p.blocks.begin(), p.blocks.end(), idle), p.blocks.end());
+  p.blocks.erase(std::remove_if(p.blocks.begin(), p.blocks.end(), dropped), p.blocks.end());
+}
+
+void drop_what_nobody_needs(Pool& p) {
+  const size_t most = p.needs.empty() ? 0 : *p.needs.rbegin();
+  drop_idle(p, [&](size_t held) { return held > most; });
 }
 }  // namespace
 
@@ -49,7 +57,8 @@ Lease::Lease(size_t bytes) : block_(nullptr) {
     }
   }
   if (block_ == nullptr) {
-    drop_idle(p, bytes);  // a block too small for this graph is replaced, not kept beside the larger one
+    // a block too small for this graph is replaced, not kept beside the larger one
+    drop_idle(p, [&](size_t held) { return held < bytes; });
     auto fresh = std::make_unique<Block>();
     fresh->memory = c10::GetCPUAllocator()->allocate(bytes);
     fresh->bytes = bytes;
@@ -61,8 +70,10 @@ Lease::Lease(size_t bytes) : block_(nullptr) {
 }
 
 Lease::~Lease() {
-  std::lock_guard<std::mutex> guard(pool().mutex);
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
   block_->leased = false;
+  drop_what_nobody_needs(p);  // its graph may have died during the replay
 }
 
 char* Lease::base() const {
@@ -86,10 +97,18 @@ size_t arena_blocks() {
   std::lock_guard<std::mutex> guard(p.mutex);
   return p.blocks.size();
 }
-void arena_release() {
+
+Need::Need(size_t bytes) : bytes_(bytes) {
   auto& p = pool();
   std::lock_guard<std::mutex> guard(p.mutex);
-  drop_idle(p, SIZE_MAX);
+  p.needs.insert(bytes_);
+}
+
+Need::~Need() {
+  auto& p = pool();
+  std::lock_guard<std::mutex> guard(p.mutex);
+  p.needs.erase(p.needs.find(bytes_));
+  drop_what_nobody_needs(p);
 }
 
 }  // namespace graphmode

@@ -22,8 +22,19 @@ class Lease {
   Block* block_;
 };
 
+// What one graph needs, for as long as the graph lives: blocks larger than any living graph's need are freed.
+class Need {
+ public:
+  explicit Need(size_t bytes);
+  ~Need();
+  Need(const Need&) = delete;
+  Need& operator=(const Need&) = delete;
+
+ private:
+  size_t bytes_;
+};
+
 size_t arena_bytes();  // held now, leased or not
 size_t arena_blocks();
-void arena_release();  // frees every block that is not leased
 
 }  // namespace graphmode

@@ -573,7 +573,8 @@ class Instance {
   uint64_t arena_serial_ = 0;
 };
 
-Executable::Executable(std::shared_ptr<Plan> plan, bool poison) : plan_(std::move(plan)), poison_(poison) {
+Executable::Executable(std::shared_ptr<Plan> plan, bool poison)
+    : plan_(std::move(plan)), need_(plan_->arena_bytes), poison_(poison) {
   all_.push_back(std::make_unique<Instance>(*plan_, poison_));
 }
 Executable::~Executable() = default;

@@ -96,6 +96,7 @@ class Executable {
  private:
   void check_fork();
   std::shared_ptr<Plan> plan_;
+  Need need_;
   bool poison_;
   std::atomic<uint32_t> forks_{0};  // of the process that replayed last, where that took several threads
   std::mutex mutex_;

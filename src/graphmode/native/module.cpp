@@ -346,7 +346,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("forget_proofs", &forget_proofs);
   m.def("arena_bytes", &arena_bytes);
   m.def("arena_blocks", &arena_blocks);
-  m.def("arena_release", &arena_release);
   m.def("held_ops", [] {
     std::vector<std::string> names;
     for (const auto& [name, op] : held_ops()) {

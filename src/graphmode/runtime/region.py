@@ -82,7 +82,6 @@ class Region:
         self._weight: weakref.ref[torch.nn.Parameter] | None = None
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
-        weakref.finalize(self, self._device.release).atexit = False
         found = find_breaks(gm)
         if found and options.mode != "eager":
             self._split(found)
@@ -279,7 +278,6 @@ class Region:
                 region = me()
                 if region is not None:
                     region.clear()
-                    region._device.release()
 
             self._weight = weakref.ref(weight, bury)
 
