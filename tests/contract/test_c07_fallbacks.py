@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 
 import graphmode
 from graphmode.errors import FallbackError
+from graphmode.inspect.explain import cure
 
 from .ways import Way, assert_same, both_ways, counted, reasons
 
@@ -191,3 +192,40 @@ def test_c7_dynamo_s_configuration_is_left_as_it_was() -> None:
     before = torch._dynamo.config.allow_rnn, torch._dynamo.config.record_runtime_overhead
     torch.compile(lambda x: x * 2, backend="graphmode")(torch.ones(2))
     assert before == (torch._dynamo.config.allow_rnn, torch._dynamo.config.record_runtime_overhead)
+
+
+def if_on_a_tensor(x: Tensor) -> Tensor:
+    return x + 1 if x.sum() > 0 else x - 1
+
+
+def item(x: Tensor) -> Tensor:
+    return x * x.sum().item()
+
+
+def to_list(x: Tensor) -> Tensor:
+    return x * len((x * 2).tolist())
+
+
+def pick(x: Tensor) -> Tensor:
+    return x[x > 0].exp()
+
+
+def disabled(x: Tensor) -> Tensor:
+    return torch.compiler.disable(torch.exp)(x * 2) + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        (if_on_a_tensor, "torch.where"),
+        (item, "torch.where"),
+        (to_list, "torch.where"),
+        (pick, "mask"),
+        (disabled, "remove the disable"),
+    ],
+)
+def test_c7_explain_says_what_to_change(program: Callable[[Tensor], Tensor], advice: str) -> None:
+    with torch._dynamo.config.patch(capture_scalar_outputs=False, capture_dynamic_output_shape_ops=False):
+        found = graphmode.explain(program, torch.ones(4))
+    cures = [cure(f.reason) for f in [*found.breaks, *found.dynamo_breaks]]
+    assert cures and all(cures) and any(advice in c for c in cures)

@@ -21,21 +21,25 @@ from graphmode.runtime.region import Region
 
 _REPLAYS = 5
 
-# What to do about a break, by what its reason says.
+_ON_DEVICE = "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`"
+_BY_MASK = "nothing to change; where it is hot, use a fixed size with a mask"
+# What to do about a break, by what its reason says; the last ones are for whatever else Dynamo calls a reason.
 _CURES = (
-    (
-        "reads a value from a tensor",
-        "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`",
-    ),
-    ("size depends on data", "nothing to change; where it is hot, use a fixed size with a mask"),
+    ("reads a value from a tensor", _ON_DEVICE),
+    ("Data-dependent branching", _ON_DEVICE),
+    ("Tensor.item()", _ON_DEVICE),
+    ("Tensor.tolist()", _ON_DEVICE),
+    ("Data dependent operator", _ON_DEVICE),
+    ("size depends on data", _BY_MASK),
+    ("Dynamic shape operator", _BY_MASK),
     ("needs gradients", "call under torch.inference_mode() or torch.no_grad() if you need no gradients"),
-    ("Dynamo left a function", "see the reason: Dynamo runs the whole function in Python; move that call out of it"),
     ("torch.compiler.disable", "remove the disable where its function can be traced"),
-    ("generic_jump", "keep the decision on the device: torch.where, masks or clamp in the place of Python `if`"),
     ("recompile_limit", "pass what changes at each call as a tensor, or mark the size with torch._dynamo.mark_dynamic"),
     ("higher-order op", "nothing to change: its calls run live"),
     ("no plain strided CPU tensor", "nothing to change; sparse, quantised and subclass inputs run live"),
     ("changes the size", "return a new tensor in the place of resizing an input"),
+    ("Dynamo left a function", "see the reason: Dynamo runs the whole function in Python; move that call out of it"),
+    ("Dynamo split", "nothing to change: both sides are graphs; where it is hot, move that call out of the model"),
 )
 
 
