@@ -7,16 +7,25 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo.aot_compile_types import SerializableCallable
+from torch._dynamo.source import GlobalSource, LocalSource
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._guards import ChainedSource
 
+from graphmode import _C
+from graphmode.devices.adapter import has_adapter
+from graphmode.integrations import resolver_of
 from graphmode.options import Options, resolve
 from graphmode.program.program import Program, make_program
 from graphmode.runtime.frames import errors_reach_the_caller, watch_frames
 from graphmode.runtime.modes import modes_of
+from graphmode.runtime.outside import Step
 from graphmode.runtime.region import Region
 
 Compiled = Callable[..., Any]
 
 watch_frames()
+SerializableCallable.register(_C.Runner)
 
 
 def graphmode_backend(
@@ -44,15 +53,47 @@ def graphmode_backend(
         Program(gm, not_lowered="it enters inference mode") if modes.inference else make_program(gm, example_inputs)
     )
 
-    def with_gradients(args: Sequence[Any]) -> Any:
-        return gm(*args)  # Dynamo's own graph: eager's gradients
+    taken = len(gm.graph.find_nodes(op="placeholder"))
 
-    device = next((a.device.type for a in example_inputs if isinstance(a, torch.Tensor)), "cpu")
-    region = Region(program.gm, resolved, with_gradients, modes, device)
+    def with_gradients(args: Sequence[Any]) -> Any:
+        return gm(*args[:taken])  # Dynamo's own graph: eager's gradients
+
+    first = next((a.device.type for a in example_inputs if isinstance(a, torch.Tensor)), "cpu")
+    device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
+    owner = _owner(gm)
+
+    def region_of(code: fx.GraphModule) -> Region:
+        return Region(code, resolved, with_gradients, modes, device, owner)
+
+    region = region_of(program.gm)
     region.counters.lower_seconds = program.lower_seconds
     if program.not_lowered is not None:
         region.counters.notes[f"captured as Dynamo gave it, without passes: {program.not_lowered}"] = 1
-    return region.run
+    resolver = resolver_of(program.gm)
+    return region.run if resolver is None else Step(region, resolver, region_of)
+
+
+def _owner(gm: fx.GraphModule) -> torch.nn.Module | None:
+    """The module that the traced code found its weights in: graphs need not outlive it."""
+    try:
+        tx = InstructionTranslator.current_tx()
+    except AttributeError:  # nothing is traced on this thread: an ahead-of-time compilation is over that already
+        return None
+    if tx is None:
+        return None
+    for node in gm.graph.find_nodes(op="placeholder"):
+        source = node.meta["grapharg"].source if "grapharg" in node.meta else None
+        while isinstance(source, ChainedSource):
+            source = source.base
+        if isinstance(source, LocalSource):
+            root = tx.output.local_scope.get(source.local_name)
+        elif isinstance(source, GlobalSource):
+            root = tx.output.global_scope.get(source.global_name)
+        else:
+            continue
+        if isinstance(root, torch.nn.Module):
+            return root
+    return None
 
 
 graphmode_backend.is_graphmode = True  # type: ignore[attr-defined]  # for frames.py, which only sees the function

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._C import _len_torch_dispatch_stack
+from torch._dynamo import config
+from torch._dynamo.convert_frame import compile_lock
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.types import GuardFilterEntry
 from torch.overrides import _get_current_function_mode_stack
@@ -95,16 +98,19 @@ class Learner:
     # --- calls ----------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if any(t.unguarded is not None and not t.unguarded.unchanged() for t in self._traces):
+        reason = _why_eager()
+        if reason is not None:
+            ledger.gone.fall_back(reason)
+            ledger.gone.live_calls += 1
+            return self.model(*args, **kwargs)
+        with compile_lock:  # Dynamo changes classes while it traces, and puts them back
+            changed = any(t.unguarded is not None and not t.unguarded.unchanged() for t in self._traces)
+        if changed:
             ledger.gone.fall_back(
                 "a class or hook that the model uses changed: Dynamo, which looks at neither, starts anew"
             )
             _C.fast_forget(self.fast)
             self._start()
-        if any(not isinstance(m, DeviceContext) for m in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
-            # Dynamo would apply the mode to what it traces, and what it traced would run under it again.
-            ledger.gone.fall_back("a torch function mode looks at the call, which runs in eager for that")
-            return self.model(*args, **kwargs)
         if self.why_not is not None:
             return self._run(*args, **kwargs)
         mode = _C.traced_mode()
@@ -145,7 +151,8 @@ class Learner:
         if not isinstance(run, _C.Runner):
             self._give_up("part of the model runs live")
             return
-        if torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in given):
+        tensors = [a for a in given if isinstance(a, torch.Tensor)]
+        if (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)) or any(map(_C.has_tangent, tensors)):
             return  # ran under autograd, which the region counts; without gradients it may be captured yet
         if _C.fast_knows(self.fast, args, kwargs, run):
             return  # warming up, refused or gone: the region has no graph for it now
@@ -181,6 +188,18 @@ class Learner:
     def copied(self) -> tuple[Any, ...]:
         """How a copy is made, for copy and pickle."""
         return _again, (self.model, self.options)
+
+
+def _why_eager() -> str | None:
+    """Why Dynamo must not see a call; None where it may. It would raise after the model ran."""
+    if any(not isinstance(m, DeviceContext) for m in _get_current_function_mode_stack()):  # type: ignore[no-untyped-call]
+        # Dynamo would apply the mode to what it traces, and what it traced would run under it again.
+        return "a torch function mode looks at the call, which runs in eager for that"
+    if _len_torch_dispatch_stack() > 0:
+        return "a torch dispatch mode looks at the call, which runs in eager for that"
+    if config.disable:
+        return "torch.compile is switched off (TORCH_COMPILE_DISABLE, or torch._dynamo.config.disable)"
+    return None
 
 
 def _weakly(method: Callable[..., Any]) -> Callable[..., Any]:

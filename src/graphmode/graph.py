@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Literal
 
 import torch
+from torch._dynamo.exc import UncapturedHigherOrderOpError
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from graphmode.devices.adapter import device_named
@@ -182,5 +183,10 @@ class Graph:
     ) -> None:
         if kind is not None:
             self.reset()
+            if isinstance(value, UncapturedHigherOrderOpError):
+                raise CaptureError(
+                    "a higher-order op (torch.cond, while_loop) chooses among programs, which a raw graph can't hold: "
+                    'compile with backend="graphmode", which runs it live between two graphs'
+                ) from value
             return
         self.capture_end()

@@ -87,6 +87,30 @@ def _(x: Tensor) -> tuple[Tensor, Any]:
     return torch.empty_like(x), torch.library.get_ctx().new_dynamic_size()
 
 
+_lib.define("put(Tensor x, Tensor indices, Tensor(a!) out) -> ()")
+
+
+@torch.library.impl(_lib, "put", "CPU")
+def put(x: Tensor, indices: Tensor, out: Tensor) -> None:
+    """out[indices] = x's sum, whatever the number of indices."""
+    out[indices] = x.sum().to(out.dtype)
+
+
+@torch.library.register_fake("gm_contract::put", lib=_lib)
+def _(x: Tensor, indices: Tensor, out: Tensor) -> None:
+    return
+
+
+_lib.define("double_unseen(Tensor x, Tensor(a!) out) -> ()")
+
+
+@torch.library.impl(_lib, "double_unseen", "CompositeImplicitAutograd")
+def double_unseen(x: Tensor, out: Tensor) -> None:
+    """out = 2 * x, by raw memory, as ops of extensions do that are defined and implemented in one call."""
+    if not torch.compiler.is_compiling() and type(x) is Tensor:
+        out.detach().numpy()[...] = x.detach().numpy() * 2
+
+
 _lib.define("total(Tensor x) -> int")
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+import torch
+
+from graphmode.errors import UnsupportedError
+
 from .alone import alone
+from .ways import assert_same, replayed
 
 SCRIPT = """
 written, loaded, watching = [], [], [False]
@@ -37,3 +45,18 @@ assert "pickle.find_class" not in loaded, loaded
 
 def test_c12_compiling_capturing_and_replaying_write_nothing_and_unpickle_nothing() -> None:
     alone(SCRIPT)
+
+
+def test_c12_ahead_of_time_compilation_runs_here_and_saves_nothing(tmp_path: Path) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2
+
+    with torch._dynamo.config.patch(enable_aot_compile=True):
+        compiled = torch.compile(f, fullgraph=True, backend="graphmode").aot_compile(((torch.randn(3),), {}))
+    with replayed(2):
+        for _ in range(4):
+            x = torch.randn(3)
+            assert_same(compiled(x), f(x))
+    with pytest.raises(UnsupportedError, match="made anew"):
+        compiled.save_compiled_function(str(tmp_path / "file"))
+    assert not list(tmp_path.iterdir())

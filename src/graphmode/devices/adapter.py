@@ -77,6 +77,10 @@ class DeviceGraph(abc.ABC):
         """Before capture_end: who knows which values the rest of the program needs after a node."""
         return
 
+    def hand_on(self, positions: Sequence[int]) -> None:
+        """Before capture_begin, where inputs can be re-bound: those that custom ops take as each call gives them."""
+        return
+
     @abc.abstractmethod
     def bytes(self) -> GraphBytes:
         """Memory the graph needs, after capture_end."""
@@ -122,6 +126,11 @@ class Device(abc.ABC):
 
 
 _found: dict[str, Device] = {}
+
+
+def has_adapter(name: str) -> bool:
+    """Whether an adapter is installed for a device type."""
+    return name in _found or any(e.name == name for e in entry_points(group="graphmode.devices"))
 
 
 def device_named(name: str) -> Device:

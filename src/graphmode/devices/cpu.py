@@ -30,6 +30,7 @@ class CpuGraph(DeviceGraph):
         self.executable: _C.Executable | None = None
         self._needs: Callable[[int], tuple[list[int], list[int]]] | None = None
         self._generators: list[torch.Generator] = []
+        self._handed_on: list[int] = []
 
     def register_generator(self, generator: torch.Generator) -> None:
         """A generator that the block may draw from, besides the default one."""
@@ -41,6 +42,9 @@ class CpuGraph(DeviceGraph):
 
     def find(self, tensor: torch.Tensor) -> tuple[str, int] | None:
         return None if self._capture is None else self._capture.find(tensor)
+
+    def hand_on(self, positions: Sequence[int]) -> None:
+        self._handed_on = list(positions)
 
     def go_on_with(self, needs: Callable[[int], tuple[list[int], list[int]]]) -> None:
         self._needs = needs
@@ -62,7 +66,7 @@ class CpuGraph(DeviceGraph):
         capture = _C.Capture()
         for generator in self._generators:
             capture.generator(generator)
-        capture.begin(list(inputs), locate, None if constants is None else list(constants))
+        capture.begin(list(inputs), locate, None if constants is None else list(constants), self._handed_on)
         self._capture = capture
 
     def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:

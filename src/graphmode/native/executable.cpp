@@ -131,8 +131,8 @@ struct Step {
   std::optional<c10::OperatorHandle> op;
   c10::DispatchKeySet keys;  // where to redispatch; empty: by the arguments
   std::vector<c10::IValue> args;
-  std::vector<std::pair<TensorRef, int>> boxed_in;  // arguments that come from boxed values
-  std::vector<int> lists;                           // arguments that are lists of tensors
+  std::vector<TensorRef> from_call;  // arguments that come from boxed values or as the call gave them
+  std::vector<int> lists;            // arguments that are lists of tensors
   std::vector<TensorRef> out;
   std::vector<int> release;  // adopted buffers whose last use this is
   bool adopts = false;
@@ -200,6 +200,7 @@ class Instance {
 
   std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
     check_fixed();
+    given_ = inputs;
     struct Forget {
       Instance* i;
       ~Forget() {
@@ -277,9 +278,10 @@ class Instance {
     }
     bool math_bits = false, any_plain = false;
     for (const auto& ref : node.in) {
-      if (ref.boxed >= 0) {
-        s.boxed_in.emplace_back(ref, ref.boxed);
-        math_bits = true;
+      if (ref.boxed >= 0 || ref.given >= 0) {
+        s.from_call.push_back(ref);
+        math_bits = math_bits || ref.boxed >= 0;
+        any_plain = any_plain || ref.given >= 0;
         continue;
       }
       const auto& t = held_value(ref.value);
@@ -471,11 +473,12 @@ class Instance {
       for (int i : s.lists) {
         stack_[i] = stack_[i].toList().copy();  // some kernels set items of the list they are given
       }
-      for (const auto& [ref, id] : s.boxed_in) {
+      for (const auto& ref : s.from_call) {
+        const auto value = ref.boxed >= 0 ? boxed_[ref.boxed] : c10::IValue(*given_[static_cast<size_t>(ref.given)]);
         if (ref.item < 0) {
-          stack_[ref.arg] = boxed_[id];
+          stack_[ref.arg] = value;
         } else {
-          stack_[ref.arg].toList().set(ref.item, boxed_[id]);
+          stack_[ref.arg].toList().set(ref.item, value);
         }
       }
       if (s.autocast != autocast_) {
@@ -569,7 +572,8 @@ class Instance {
   std::vector<const Slot*> fixed_;
   std::vector<Step> steps_;
   torch::jit::Stack stack_;
-  int8_t autocast_ = -1;  // as it is set while the steps run
+  at::ArrayRef<const at::Tensor*> given_;  // this call's inputs
+  int8_t autocast_ = -1;                   // as it is set while the steps run
   uint64_t arena_serial_ = 0;
 };
 

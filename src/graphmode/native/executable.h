@@ -56,6 +56,7 @@ struct Plan {
   std::vector<int> mutated_from;      // the node that writes each first
   std::vector<int> met_written_from;  // the same for Tape::met; the number of nodes where none does
   std::vector<bool> input_written;
+  std::vector<bool> input_given;     // handed on: of any size, at any place
   std::vector<bool> input_absolute;  // must lie in its storage where it lay at capture
   std::vector<int64_t> input_align;  // bytes: the largest element it is read as
   // The values that the program needs from a position on, to go on live there. It may take the GIL.

@@ -33,14 +33,15 @@ class Capture {
 
   // One entry per argument of the program; nothing where it is no tensor.
   // `constants`: the only other tensors the program may use; none given means any.
+  // `given`: positions of tensors that custom ops take as each call gives them.
   void begin(const std::vector<std::optional<at::Tensor>>& arguments, std::function<std::string()> locate,
-             const std::optional<std::vector<at::Tensor>>& constants) {
+             const std::optional<std::vector<at::Tensor>>& constants, const std::vector<int>& given) {
     TORCH_CHECK(recording() == nullptr, "a capture is already open on this thread");
     std::vector<at::Tensor> inputs;
     for (const auto& t : arguments) {
       inputs.push_back(t.value_or(at::Tensor()));
     }
-    declare_inputs(*tape_, inputs);
+    declare_inputs(*tape_, inputs, given);
     if (!constants) {
       others_.emplace();
       generators_.push_back(at::detail::getDefaultCPUGenerator());
@@ -245,6 +246,13 @@ std::string describe_value(const Plan& plan, int id) {
   return s.str();
 }
 
+std::string describe(const Plan& plan, const TensorRef& ref) {
+  if (ref.given >= 0) {
+    return "input" + std::to_string(ref.given);
+  }
+  return ref.value >= 0 ? describe_value(plan, ref.value) : "boxed" + std::to_string(ref.boxed);
+}
+
 py::list node_rows(const Plan& plan) {
   static const char* tiers[] = {"held", "out", "boxed"};
   py::list rows;
@@ -254,10 +262,10 @@ py::list node_rows(const Plan& plan) {
     row["tier"] = node.kind == NodeKind::Lift ? "lift" : tiers[static_cast<int>(node.tier)];
     py::list in, out;
     for (const auto& ref : node.in) {
-      in.append(ref.value >= 0 ? describe_value(plan, ref.value) : "boxed" + std::to_string(ref.boxed));
+      in.append(describe(plan, ref));
     }
     for (const auto& ref : node.out) {
-      out.append(ref.value >= 0 ? describe_value(plan, ref.value) : "boxed" + std::to_string(ref.boxed));
+      out.append(describe(plan, ref));
     }
     row["in"] = in;
     row["out"] = out;
@@ -318,7 +326,8 @@ PYBIND11_MODULE(_C, m) {
 
   py::class_<Capture>(m, "Capture")
       .def(py::init<>())
-      .def("begin", &Capture::begin, py::arg("inputs"), py::arg("locate"), py::arg("constants") = py::none())
+      .def("begin", &Capture::begin, py::arg("inputs"), py::arg("locate"), py::arg("constants") = py::none(),
+           py::arg("given") = std::vector<int>())
       .def("end", &Capture::end)
       .def("outputs", &Capture::outputs)
       .def("fix_survivors", &Capture::fix_survivors)

@@ -26,7 +26,8 @@ bool transparent(const c10::OperatorHandle& op) {
   if (explicit_ones.count(full_name(op))) {
     return true;
   }
-  return op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+  // Others register under this key what computes on raw pointers, too: `m.def(schema, &function)` is enough for it.
+  return known(full_name(op)) && op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
          !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
 }
 

@@ -61,11 +61,20 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
   plan->input_extent.assign(t.inputs.size(), {0, 0});
   plan->input_align.assign(t.inputs.size(), 1);
   plan->input_absolute.assign(t.inputs.size(), false);
-  std::vector<int> first_write(t.buffers.size(), end);
+  plan->input_given.assign(t.inputs.size(), false);
+  for (const auto& [impl, i] : t.given) {
+    plan->input_given[static_cast<size_t>(i)] = true;
+  }
+  std::vector<int> first_write(t.buffers.size(), end), first_write_given(t.inputs.size(), end);
   for (int n = end - 1; n >= 0; --n) {
     const auto& node = t.nodes[n];
     for (int b : node.written_buffers) {
       first_write[b] = n;
+    }
+    for (const auto& ref : node.in) {
+      if (ref.given >= 0 && node.writes[ref.arg]) {
+        first_write_given[ref.given] = n;
+      }
     }
     switch (node.tier) {
       case Tier::Held:
@@ -80,6 +89,10 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
   }
   for (size_t i = 0; i < t.inputs.size(); ++i) {
     if (t.inputs[i] < 0) {
+      if (first_write_given[i] < end) {
+        plan->mutated_inputs.push_back(static_cast<int>(i));
+        plan->mutated_from.push_back(first_write_given[i]);
+      }
       continue;
     }
     const auto& v = t.values[t.inputs[i]];

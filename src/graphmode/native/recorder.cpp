@@ -57,6 +57,11 @@ void find_writes(const c10::OperatorHandle& op, Node& node) {
 
 void refer(Tape& tape, const at::Tensor& t, int index, int arg, int item, std::vector<TensorRef>& to, bool result) {
   TensorRef ref{arg, item};
+  if (const auto it = tape.given.find(t.unsafeGetTensorImpl()); !result && it != tape.given.end()) {
+    ref.given = it->second;
+    to.push_back(ref);
+    return;
+  }
   if (is_plain(t)) {
     ref.value = tape.value_of(t, index, result ? BufferKind::Temp : BufferKind::Fixed);
     auto* impl = t.unsafeGetTensorImpl();
@@ -300,7 +305,7 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
   const auto first = tape.nodes.size();
   {
     const int outer = inside;
-    inside += known(full_name(op)) ? 1 : 0;
+    ++inside;
     struct Leave {
       int outer;
       ~Leave() {
@@ -363,6 +368,7 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
       node.written_buffers.push_back(tape.values[ref.value].buffer);
     }
   }
+  check_reads(tape, node, name);
   node.note = "computes inside a composite";
   node.position = tape.position;
   node.autocast = autocast_now();
@@ -446,6 +452,9 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
     // Its results may have other sizes at another call, and then the rest runs live from the node on, as a whole.
     tape->refuse(name + " is called inside another call");
   }
+  if (known(name) && std::any_of(node.in.begin(), node.in.end(), [](const auto& ref) { return ref.given >= 0; })) {
+    tape->refuse(name + " takes an input that only custom ops were to take, as it is");
+  }
   auto proof = Proof::begin(op, args, node);
   call_below(op, below, stack);
   if (tape != current.get()) {
@@ -523,9 +532,12 @@ std::shared_ptr<Tape> record_end() {
   return std::move(current);
 }
 
-void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs) {
+void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs, const std::vector<int>& given) {
+  for (int i : given) {
+    tape.given.emplace(inputs[static_cast<size_t>(i)].unsafeGetTensorImpl(), i);
+  }
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!is_plain(inputs[i])) {
+    if (!is_plain(inputs[i]) || tape.given.count(inputs[i].unsafeGetTensorImpl()) > 0) {
       tape.inputs.push_back(-1);
       continue;
     }

@@ -19,7 +19,7 @@ at::Tensor state_of(at::Generator generator);
 bool same_state(const Drawn& drawn);
 
 // Tells the tape which tensors are the inputs, in order, before anything ran.
-void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs);
+void declare_inputs(Tape& tape, const std::vector<at::Tensor>& inputs, const std::vector<int>& given);
 
 // Suspends recording for a scope: for our own calls while a capture is open.
 class RecordingOff {

@@ -21,7 +21,7 @@ namespace graphmode {
 namespace {
 
 struct ArgCheck {  // of hundreds at each call: what is compared first lies together
-  enum Kind : uint8_t { Tensor, Int, Other } kind = Other;
+  enum Kind : uint8_t { Tensor, Int, Object } kind = Object;
   // Tensor
   bool requires_grad = false;  // which code traced by Dynamo may have asked for
   bool written = false;
@@ -29,6 +29,7 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   PyTypeObject* type = nullptr;  // borrowed: a type seen in a live call
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
+  bool given = false;          // handed on: its sizes and its place matter to the op alone
   bool placed = false;         // the place in the storage matters:
   bool absolute = false;       // must be the same; else only the rest by `align` bytes
   int64_t storage_offset = 0;  // elements, at capture
@@ -39,6 +40,8 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   int64_t lo = 0, hi = 0;  // bytes touched, from the first element
   // Int
   long integer = 0;
+  // Object: of a type that torch knows as opaque, which custom ops take as it is
+  PyObject* object = nullptr;  // held among the entry's
 };
 
 struct Entry {
@@ -47,8 +50,9 @@ struct Entry {
   std::vector<ArgCheck> args;
   std::vector<int64_t> dims;  // sizes and strides of the arguments, one after the other
   std::shared_ptr<Executable> graph;
-  std::vector<std::pair<int, THPObjectPtr>> outputs;  // index into the replay's results, or -1 and a constant
-  std::vector<const char*> last;                      // addresses at the last overlap check
+  std::vector<std::pair<size_t, THPObjectPtr>> objects;  // arguments of ArgCheck::Object
+  std::vector<std::pair<int, THPObjectPtr>> outputs;     // index into the replay's results, or -1 and a constant
+  std::vector<const char*> last;                         // addresses at the last overlap check
   bool checked = false;
   bool any_written = false;
   uint64_t replays = 0, used = 0;
@@ -96,6 +100,12 @@ bool placed_as_recorded(const ArgCheck& want, const c10::TensorImpl& t) {
   return !want.absolute || static_cast<int64_t>(t.unsafe_storage().nbytes()) >= want.needs;
 }
 
+// A tensor of forward-mode AD: its results have tangents too, in every grad mode.
+bool has_tangent(const c10::TensorImpl* impl) {
+  const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
+  return meta != nullptr && meta->fw_grad_ != nullptr && !meta->fw_grad_->empty();
+}
+
 // As Tensor::requires_grad, but without its two calls where no view asks its base.
 bool requires_grad(c10::TensorImpl* impl) {
   const auto* meta = static_cast<const torch::autograd::AutogradMeta*>(impl->autograd_meta());
@@ -140,10 +150,30 @@ bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
   return true;
 }
 
+// Opaque values are equal when they say so, opaque references when they are the same: that is what their types promise.
+bool same_object(const ArgCheck& want, PyObject* got) {
+  if (got == want.object) {
+    return true;
+  }
+  if (Py_TYPE(got) != want.type) {
+    return false;
+  }
+  const int equal = PyObject_RichCompareBool(got, want.object, Py_EQ);
+  if (equal < 0) {
+    PyErr_Clear();
+  }
+  return equal == 1;
+}
+
 // `tensors` gets one pointer per argument; null where the argument is no tensor.
 bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool grad, const at::Tensor** tensors) {
   if (e.mode != mode || e.args.size() != n) {
     return false;
+  }
+  for (const auto& [i, object] : e.objects) {  // first, since it may run Python, and with it other calls
+    if (!same_object(e.args[i], args[i])) {
+      return false;
+    }
   }
   bool moved = !e.checked;
   e.checked = false;  // until every argument was looked at
@@ -158,12 +188,18 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       auto* impl = t.unsafeGetTensorImpl();
       const int64_t* dims = e.dims.data() + want.dims;
       const bool needs_grad = requires_grad(impl);
-      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || impl->sizes().size() != want.rank ||
-          !same(impl->sizes(), dims) || !same(impl->strides(), dims + want.rank) || needs_grad != want.requires_grad ||
-          (grad && needs_grad) || (want.placed && !placed_as_recorded(want, *impl))) {
+      if (impl->key_set() != want.keys || impl->dtype() != want.dtype || needs_grad != want.requires_grad ||
+          (grad && needs_grad) || has_tangent(impl)) {
         return false;
       }
       tensors[i] = &t;
+      if (want.given) {
+        continue;
+      }
+      if (impl->sizes().size() != want.rank || !same(impl->sizes(), dims) || !same(impl->strides(), dims + want.rank) ||
+          (want.placed && !placed_as_recorded(want, *impl))) {
+        return false;
+      }
       const char* p = address(t);
       moved = moved || p != e.last[i];
       e.last[i] = p;
@@ -174,7 +210,7 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       }
       tensors[i] = nullptr;
     } else {
-      return false;
+      tensors[i] = nullptr;
     }
   }
   e.checked = !moved || overlaps_as_recorded(e, tensors);
@@ -208,8 +244,9 @@ PyObject* go_on_live(PyObject* diverged, const Entry& e, PyObject* const* args, 
   return done;
 }
 
-PyObject* replay(State& state, PyObject* diverged, PyObject* const* args, const at::Tensor* const* tensors, size_t n) {
-  const auto entry = state.entries[0];  // it may be dropped while the GIL is free
+// `entry` is held by the caller: it may be dropped while the GIL is free.
+PyObject* replay(State& state, const std::shared_ptr<Entry>& entry, PyObject* diverged, PyObject* const* args,
+                 const at::Tensor* const* tensors, size_t n) {
   Entry& e = *entry;
   const auto& graph = e.graph;
   const c10::SmallVector<const char*, 64> first(e.last.begin(), e.last.end());
@@ -309,6 +346,22 @@ void runner_dealloc(PyObject* self) {
   Py_TYPE(self)->tp_free(self);
 }
 
+// torch._dynamo's SerializableCallable, without which its ahead-of-time path takes no backend's result.
+PyObject* no_artifacts(PyObject*, PyObject*) {
+  HANDLE_TH_ERRORS
+  const auto errors = pybind11::module_::import("graphmode.errors");
+  PyErr_SetString(errors.attr("UnsupportedError").ptr(),
+                  "graphs hold addresses of this process and are made anew in the next: nothing is written to a cache");
+  return nullptr;
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef runner_methods[] = {
+    {"serialize_compile_artifacts", &no_artifacts, METH_O | METH_STATIC, "Raises UnsupportedError."},
+    {"deserialize_compile_artifacts", &no_artifacts, METH_O | METH_STATIC, "Raises UnsupportedError."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 PyMemberDef runner_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(RunnerObject, vectorcall), READONLY, nullptr},
     {"__dictoffset__", T_PYSSIZET, offsetof(RunnerObject, dict), READONLY, nullptr},
@@ -334,6 +387,7 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int
     a.requires_grad = t.requires_grad();
     a.keys = t.unsafeGetTensorImpl()->key_set();
     a.dtype = t.dtype();
+    a.given = plan.input_given[index];
     a.rank = static_cast<uint32_t>(t.dim());
     a.dims = static_cast<uint32_t>(dims.size());
     dims.insert(dims.end(), t.sizes().begin(), t.sizes().end());
@@ -367,6 +421,9 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int
   } else if (PyLong_CheckExact(arg)) {
     a.kind = ArgCheck::Int;
     a.integer = PyLong_AsLong(arg);
+  } else {
+    a.type = Py_TYPE(arg);
+    a.object = arg;
   }
   return a;
 }
@@ -388,12 +445,13 @@ PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n, const Mo
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
   const bool grad = state.enables_grad || c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
-    if (matches(*entries[i], args, n, mode, grad, tensors.data())) {
-      if (i > 0) {
+    const std::shared_ptr<Entry> entry = entries[i];  // comparing objects may run Python, and that anything
+    if (matches(*entry, args, n, mode, grad, tensors.data())) {
+      if (i > 0 && i < entries.size() && entries[i] == entry) {
         const auto it = entries.begin() + static_cast<std::ptrdiff_t>(i);
         std::rotate(entries.begin(), it, it + 1);
       }
-      return replay(state, self->diverged, args, tensors.data(), n);
+      return replay(state, entry, self->diverged, args, tensors.data(), n);
     }
   }
   return nullptr;
@@ -413,6 +471,7 @@ void bind_runner(pybind11::module_& m) {
   runner_type.tp_vectorcall_offset = offsetof(RunnerObject, vectorcall);
   runner_type.tp_dictoffset = offsetof(RunnerObject, dict);
   runner_type.tp_weaklistoffset = offsetof(RunnerObject, weakrefs);
+  runner_type.tp_methods = runner_methods;
   runner_type.tp_getattro = &PyObject_GenericGetAttr;
   runner_type.tp_setattro = &PyObject_GenericSetAttr;
   if (PyType_Ready(&runner_type) < 0) {
@@ -432,6 +491,9 @@ void bind_runner(pybind11::module_& m) {
         for (size_t i = 0; i < args.size(); ++i) {
           e->args.push_back(check_of(args[i].ptr(), i, graph->plan(), e->dims));
           e->any_written = e->any_written || e->args.back().written;
+          if (e->args.back().kind == ArgCheck::Object) {
+            e->objects.emplace_back(i, THPObjectPtr(Py_NewRef(args[i].ptr())));
+          }
         }
         for (auto& a : e->args) {
           if (a.alias_of >= 0) {
@@ -477,6 +539,7 @@ void bind_runner(pybind11::module_& m) {
         return rows;
       },
       "(id, replays, time of last use) of each graph, most recently used first.");
+  m.def("has_tangent", [](const at::Tensor& t) { return has_tangent(t.unsafeGetTensorImpl()); });
   pybind11::class_<ReplayCount, std::shared_ptr<ReplayCount>>(m, "ReplayCount")
       .def_readwrite("replays", &ReplayCount::replays);
   m.def("runner_count", [](const pybind11::object& runner) { return state_of(runner).count; });

@@ -54,7 +54,8 @@ struct TensorRef {
   int arg;
   int item;        // index in a list argument, -1 for a plain one
   int value = -1;  // index into Tape::values, or
-  int boxed = -1;  // index of a value that is no plain tensor (sparse, quantised, ...), kept as an IValue
+  int boxed = -1;  // index of a value that is no plain tensor (sparse, quantised, ...), kept as an IValue, or
+  int given = -1;  // of an input that is handed on as each call gives it
 };
 
 enum class NodeKind : uint8_t {
@@ -112,11 +113,12 @@ struct Tape {
   std::vector<Buffer> buffers;
   std::vector<Value> values;
   std::vector<Node> nodes;
-  int boxed = 0;                        // number of boxed values
-  std::vector<int> inputs;              // per declared input: its value, or -1 where it is no plain tensor
-  std::function<std::string()> locate;  // the user's source line of the running call
-  std::vector<std::string> lines;       // user's source lines
-  std::string refusal;                  // first reason why this can't be a graph
+  int boxed = 0;            // number of boxed values
+  std::vector<int> inputs;  // per declared input: its value, or -1 where it is no plain tensor or handed on
+  std::unordered_map<c10::TensorImpl*, int> given;  // inputs that are handed on as they are
+  std::function<std::string()> locate;              // the user's source line of the running call
+  std::vector<std::string> lines;                   // user's source lines
+  std::string refusal;                              // first reason why this can't be a graph
   std::string refusal_line;
   int random_nodes = 0;
 

@@ -28,7 +28,8 @@ UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
 PURE_PYTHON = {operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod,
                    operator.truediv, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
                    operator.ge, operator.and_, operator.or_, operator.not_, torch.sym_max, torch.sym_min,
-                   torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite}  # fmt: skip
+                   torch.sym_float, torch.sym_int, torch.sym_not, torch.sym_ite,
+                   torch.Size}  # fmt: skip
 
 
 # Where functions come from that do nothing but compute. einops has its own put into Dynamo's graphs, before 0.8.2.
@@ -91,6 +92,27 @@ def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, list[fx.Node]]]:
     for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         given = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
         yield argument, [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
+
+
+def handed_on(gm: fx.GraphModule) -> set[int]:
+    """Positions of the placeholders that only custom ops without results take, as they are.
+
+    Such an op alone knows what their sizes mean; nothing that the program computes depends on them.
+    """
+    return {
+        i
+        for i, node in enumerate(gm.graph.find_nodes(op="placeholder"))
+        if node.users and all(_takes_as_it_is(user) for user in node.users) and _is_tensor(node)
+    }
+
+
+def _takes_as_it_is(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and is_opaque(node) and not target._schema.returns
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val", node.meta.get("example_value")), torch.Tensor)
 
 
 _UNDO: dict[Any, Callable[[Any], Any]] = {

@@ -29,7 +29,8 @@ from torch.utils import _pytree as pytree
 from graphmode.program.effects import PURE_PYTHON, is_foreign_python, switches_mode
 
 _CHECKS = (torch._check, torch._check_is_size)  # what they state is in the shape guards already
-_MOST_OPAQUE = 32  # each costs a trace from the start
+_UNSEEN = (torch._C._autograd._get_data_attr,)  # type: ignore[attr-defined]  # `x.data`: seen by no dispatcher
+_MOST_TRACES = 32
 
 
 class LoweringError(Exception):
@@ -37,7 +38,7 @@ class LoweringError(Exception):
 
 
 class _MustBeOpaque(Exception):
-    """A call can't be seen whole: `args` are its name and why."""
+    """A call can't be seen whole: `args` are its node and why."""
 
 
 class _Pins(RuntimeError):
@@ -57,22 +58,50 @@ def lower(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> fx.GraphModule:
         LoweringError: the graph can't be traced; the message says why.
     """
     mode = _fake_mode(gm)
-    opaque: dict[str, str] = {}
-    while True:
+    with _no_guards_on_own_sizes(mode.shape_env):
+        lowered = _lower(gm, example_inputs, mode)
+    _check(gm, lowered)
+    return lowered
+
+
+def _lower(gm: fx.GraphModule, example_inputs: Sequence[Any], mode: FakeTensorMode) -> fx.GraphModule:
+    opaque = {n.name for n in gm.graph.nodes if n.target in _UNSEEN}
+    failed: set[Any] = set()
+    for _ in range(_MOST_TRACES):
         try:
-            lowered = _trace(gm, [_fake(mode, x) for x in example_inputs], mode, opaque)
-            break
+            return _trace(gm, [_fake(mode, x) for x in example_inputs], mode, opaque)
         except _MustBeOpaque as found:
-            name, why = found.args
-            if name in opaque or len(opaque) == _MOST_OPAQUE:
-                raise LoweringError(f"{name}: {why}") from found
-            opaque[name] = why
+            node, why = found.args
+            if node.name in opaque:
+                raise LoweringError(f"{node.name}: {why}") from found
+            opaque.add(node.name)
+            if node.target in failed:  # each costs a trace from the start, and what failed twice is likely to again
+                opaque |= {n.name for n in gm.graph.nodes if n.op == node.op and n.target == node.target}
+            failed.add(node.target)
         except LoweringError:
             raise
         except Exception as error:  # whatever a fake kernel raises: the graph still runs, as it came
             raise LoweringError(_brief(error)) from error
-    _check(gm, lowered)
-    return lowered
+    raise LoweringError(f"more than {_MOST_TRACES} kinds of its calls can't be seen whole")
+
+
+@contextlib.contextmanager
+def _no_guards_on_own_sizes(env: ShapeEnv | None) -> Iterator[None]:
+    """A guard on a size that only this trace made (a nested tensor's) is one that no call could be checked for."""
+    before = 0 if env is None else len(env.guards)
+    own: list[Any] = []
+    try:
+        yield
+    finally:
+        if env is not None:
+            own = [g for g in env.guards[before:] if not all(_has_a_source(env, s) for s in g.expr.free_symbols)]
+            env.guards[before:] = [g for g in env.guards[before:] if g not in own]
+    if own:
+        raise LoweringError(f"it depends on a size that it makes itself: {own[0].expr}")
+
+
+def _has_a_source(env: ShapeEnv, symbol: Any) -> bool:
+    return any(not source.is_ephemeral() for source in env.var_to_sources.get(symbol, ()))
 
 
 def _brief(error: BaseException) -> str:
@@ -102,7 +131,7 @@ def _fake(mode: FakeTensorMode, value: Any) -> Any:
     return mode.from_tensor(value, symbolic_context=symbols, source=symbols.tensor_source)
 
 
-def _trace(gm: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode, opaque: dict[str, str]) -> fx.GraphModule:
+def _trace(gm: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode, opaque: set[str]) -> fx.GraphModule:
     with contextlib.ExitStack() as stack:
         stack.enter_context(mode)
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))  # the graph may leave it switched
@@ -120,7 +149,7 @@ def _trace(gm: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode, opaqu
 class _Lowering(PropagateUnbackedSymInts):
     """Runs Dynamo's nodes under make_fx, and checks after each that nothing it did went unseen."""
 
-    def __init__(self, gm: fx.GraphModule, opaque: dict[str, str]) -> None:
+    def __init__(self, gm: fx.GraphModule, opaque: set[str]) -> None:
         super().__init__(gm, garbage_collect_values=False)
         self.constants: dict[str, Any] = {}
         self.extra_traceback = False
@@ -148,12 +177,12 @@ class _Lowering(PropagateUnbackedSymInts):
         except LoweringError:
             raise
         except Exception as error:  # a fake kernel that can't, a size that would be pinned
-            raise _MustBeOpaque(n.name, _brief(error)) from error
+            raise _MustBeOpaque(n, _brief(error)) from error
         made = _after(last)
         unseen = [t for t in pytree.tree_leaves(result) if isinstance(t, torch.Tensor) and not _tracked(t, tracer)]
         baked = any(a.op == "get_attr" and isinstance(_attribute(tracer.root, a), FakeTensor) for a in made)
         if unseen or baked:
-            raise _MustBeOpaque(n.name, "part of its work is not seen by the dispatcher")
+            raise _MustBeOpaque(n, "part of its work is not seen by the dispatcher")
         silent = not made and not any(isinstance(t, torch.Tensor) for t in pytree.tree_leaves(result))
         if silent and not _harmless(n):
             self._keep_silent(n)

@@ -12,17 +12,25 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+from torch._C._dynamo.eval_frame import (
+    _debug_get_cache_entry_list,
+    _FrameAction,
+    _FrameExecStrategy,
+    reset_code,
+    set_code_exec_strategy,
+)
 from torch._dynamo import config
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
 from torch._dynamo.utils import (
     _get_error_on_graph_break,
     _set_error_on_graph_break,
+    get_compilation_metrics,
     register_hook_for_recompile_user_context,
 )
 
@@ -46,6 +54,11 @@ class _Frame:
     options: Options
     context: OptimizeContext | None  # the torch.compile() it is for
     cleanups: list[Callable[[], Any]] | None  # run when its outermost call ends
+
+
+_Counts = weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, int]]
+_waits: _Counts = weakref.WeakKeyDictionary()  # calls that a function runs in Python, the last time
+_empty: _Counts = weakref.WeakKeyDictionary()  # calls without an op
 
 
 def watch_frames() -> None:
@@ -73,8 +86,10 @@ def _before_compile() -> str:
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
-    elif options.require and frame.cleanups is not None:
-        _forbid_splits(frame.cleanups)
+    elif frame.cleanups is not None:
+        frame.cleanups.append(partial(_undo_skip, frame, known["cache_size"].num_cache_entries))
+        if options.require:
+            _forbid_splits(frame.cleanups)
     return ""
 
 
@@ -158,29 +173,53 @@ def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:
         cleanups.append(lambda: _set_error_on_graph_break(before))
 
 
+# --- calls without an op ------------------------------------------------------------------------------------------
+
+_EMPTY = "a call had no op to capture, and Dynamo left the function to Python{}"
+_AT_ONCE = 4  # how often it is undone at once: each such call costs a trace
+
+
+def _undo_skip(frame: _Frame, entries: int) -> None:
+    """One call without an op would leave a function to Python for good, with all that was compiled of it."""
+    last = next(iter(reversed(get_compilation_metrics())), None)
+    if last is None or last.fail_reason or len(_debug_get_cache_entry_list(frame.code)) != entries:
+        return
+    line = _line(frame.code)
+    if frame.context is None:
+        _count(_EMPTY.format(" for good"), line)
+        return
+    times = _empty.setdefault(frame.context, {})
+    times[frame.code] = times.get(frame.code, 0) + 1
+    if times[frame.code] <= _AT_ONCE:
+        _count(_EMPTY.format(", which is undone"), line)
+        set_code_exec_strategy(frame.code, _FrameExecStrategy(_FrameAction.DEFAULT, _FrameAction.DEFAULT))
+    else:
+        _wait(frame, _EMPTY.format(" for a while"), line)
+
+
 # --- the recompile limit ------------------------------------------------------------------------------------------
 
-_waits: weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, int]] = weakref.WeakKeyDictionary()
 _LIMIT_REACHED = "Dynamo's {} is reached: the function runs in Python for a while, then it is compiled anew"
 
 
 def _limited(frame: _Frame, which: str, last: str) -> None:
     code = frame.code
-    line = f"{Path(code.co_filename).name}:{code.co_firstlineno} in {code.co_name}"
+    line = _line(code)
     reason = _LIMIT_REACHED.format(which)
     _count(reason, line)
     if frame.options.require:
         raise FallbackError(f"require=True: a call would run outside a graph: {reason} at {line}; last guard: {last}")
     if frame.context is None:
         return
-    waits = _waits.setdefault(frame.context, {})
-    waits[code] = 2 * waits.get(code, _FIRST_WAIT // 2)
-    _wait(frame.context, code, waits[code], reason, line)
+    _wait(frame, reason, line)
 
 
-def _wait(context: OptimizeContext, code: CodeType, calls: int, reason: str, line: str) -> None:
-    """Counts the calls that run in Python, and frees the function's old entries after so many."""
-    left = calls
+def _wait(frame: _Frame, reason: str, line: str) -> None:
+    """Counts the calls that run in Python, and frees the function's old entries after so many, each time twice."""
+    context, code = frame.context, frame.code
+    assert context is not None
+    waits = _waits.setdefault(context, {})
+    waits[code] = left = 2 * waits.get(code, _FIRST_WAIT // 2)
 
     def enter() -> Callable[[], None]:
         nonlocal left
@@ -199,6 +238,10 @@ def _wait(context: OptimizeContext, code: CodeType, calls: int, reason: str, lin
         return leave
 
     context.enter_exit_hooks = [*context.enter_exit_hooks, enter]
+
+
+def _line(code: CodeType) -> str:
+    return f"{Path(code.co_filename).name}:{code.co_firstlineno} in {code.co_name}"
 
 
 def _count(reason: str, line: str) -> None:

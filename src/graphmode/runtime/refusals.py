@@ -30,6 +30,11 @@ _READS: dict[Any, str] = {
     _T.data.__set__: "setting .data moves a tensor to other memory",  # type: ignore[attr-defined]
 }
 _SPLITS = (torch.tensor_split, _T.tensor_split)  # their composite reads through a bare pointer
+_FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray, _T.new_tensor)  # they read tensors inside lists at once
+
+
+def _holds_a_tensor(data: Any) -> bool:
+    return isinstance(data, (list, tuple)) and any(isinstance(d, _T) or _holds_a_tensor(d) for d in data)
 
 
 class RefuseUnseen(TorchFunctionMode):
@@ -45,6 +50,10 @@ class RefuseUnseen(TorchFunctionMode):
         why = _READS.get(func)
         if func in _SPLITS and any(isinstance(a, _T) for a in (*args[1:], *(kwargs or {}).values())):
             why = "tensor_split at a tensor's values reads them on the host"
+        if func in _FROM_DATA and any(_holds_a_tensor(a) for a in (*args, *(kwargs or {}).values())):
+            why = f"{func.__name__}() of a list reads the tensors in it on the host: torch.stack makes a call of it"
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            why = f"the higher-order op {func} chooses among programs, which a raw graph can't hold"
         if why is not None:
             line = line_running()
             raise CaptureError(

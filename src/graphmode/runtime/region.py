@@ -23,7 +23,7 @@ from graphmode.errors import CaptureError, FallbackError, GraphModeError, Memory
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
-from graphmode.program.effects import gives_memory_of_its_own, is_opaque, written_inputs
+from graphmode.program.effects import gives_memory_of_its_own, handed_on, is_opaque, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.located import Located, uncached_autocast
@@ -52,6 +52,7 @@ class Region:
         with_gradients: WithGradients,
         modes: Modes = _NO_MODES,
         device: str = "cpu",
+        owner: torch.nn.Module | None = None,
     ) -> None:
         self.number = next(_numbers)
         self.gm = gm
@@ -74,12 +75,15 @@ class Region:
         self._lock = threading.RLock()
         self._device = device_named(device if options.device == "auto" else options.device)
         capabilities = self._device.capabilities
+        self._handed_on = handed_on(gm) if capabilities.rebind_inputs else set()
         self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, capabilities)
         self.modes = modes
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
         self._resumes: dict[int, Resume] = {}  # by number of the graph
-        self._weight: weakref.ref[torch.nn.Parameter] | None = None
+        self._ends_with: weakref.ref[torch.nn.Module] | None = None
+        if owner is not None:
+            self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
         found = find_breaks(gm)
@@ -108,18 +112,20 @@ class Region:
 
     def _miss(self, *args: Any) -> tuple[Any, ...]:
         grad = torch.is_grad_enabled() or self.modes.enables_grad
-        if grad and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args):
-            self.fall_back("an input needs gradients: the call runs under autograd, outside graphs")
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if (grad and any(t.requires_grad for t in tensors)) or any(map(_C.has_tangent, tensors)):
+            what = "has a tangent (forward-mode AD)" if any(map(_C.has_tangent, tensors)) else "needs gradients"
+            self.fall_back(f"an input {what}: the call runs under autograd, outside graphs")
             self.counters.live_calls += 1
             return tuple(self._with_gradients(args))
         if self.options.mode == "eager" or self._device.is_capturing():
             return self.live(args)  # inside another capture the calls are recorded there
         if self.parts is not None:
             return self._in_parts(args)
-        reason = not_capturable(args)
+        reason = not_capturable(args, self._handed_on)
         if reason is not None:
             return self._live_because(reason, None, args)
-        key = signature_of(args)
+        key = signature_of(args, self._handed_on)
         with self._lock:
             if key in self.refused:
                 known, line = self.refused[key]
@@ -164,11 +170,12 @@ class Region:
         """Runs these calls live from now on, and makes graphs of what lies between."""
         self.breaks = [(_name(n.target), reason, line_of(n)) for n, reason in breaks.items()]
         parts = cut(self.gm, breaks)
+        owner = None if self._ends_with is None else self._ends_with()
         for part in parts.parts:
             if isinstance(part, Live):
                 parts.run_stretch.append(None)
             elif part.computes():
-                stretch = Region(part.gm, self.options, self._with_gradients, device=self._device.name)
+                stretch = Region(part.gm, self.options, self._with_gradients, device=self._device.name, owner=owner)
                 self.stretches.append(stretch)
                 parts.run_stretch.append(stretch.run)
             else:
@@ -182,6 +189,7 @@ class Region:
         graph = self._device.graph()
         located = Located(self.gm, graph)
         graph.go_on_with(located.resume.needs)
+        graph.hand_on(sorted(self._handed_on))
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
@@ -262,24 +270,21 @@ class Region:
                 number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
                 self._resumes[number] = resume
             self.graphs[number] = graph
-            self._live_as_long_as_its_weights(args)
             self.counters.captures += 1
             self._seen.pop(key, None)
             self._evict()
         return pinned
 
-    def _live_as_long_as_its_weights(self, args: Sequence[Any]) -> None:
-        """Dynamo may hold what it compiled longer than the model lives: its graphs go with the first weight."""
-        weight = next((a for a in args if isinstance(a, torch.nn.Parameter)), None)
-        if weight is not None and (self._weight is None or self._weight() is not weight):
-            me = weakref.ref(self)
+    def _live_as_long_as(self, owner: torch.nn.Module) -> None:
+        """Dynamo may hold what it compiled longer than the model lives: its graphs go with the module."""
+        me = weakref.ref(self)
 
-            def bury(_: object) -> None:
-                region = me()
-                if region is not None:
-                    region.clear()
+        def bury(_: object) -> None:
+            region = me()
+            if region is not None:
+                region.clear()
 
-            self._weight = weakref.ref(weight, bury)
+        self._ends_with = weakref.ref(owner, bury)
 
     def _check_cap(self, graph: DeviceGraph) -> None:
         """Makes room for a graph under max_bytes, or refuses it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -42,32 +44,79 @@ def template(
     Raises:
         NoTemplate: neither is possible.
     """
+    held = [t for t in taken if not (type(t) is tuple and len(t) == 0)]  # of empty ones there is only one
+    _check_attributes(items, leaves)
+    made: tuple[Template | None, Callable[[tuple[Any, ...]], Any] | None]
     try:
-        return _native(value, items, leaves, taken), None
-    except NoTemplate as first:
-
-        def is_taken(part: Any) -> bool:
-            return part != () and any(part is t for t in taken)
-
-        flat, spec = pytree.tree_flatten(value, is_leaf=is_taken)
-        if spec.is_leaf():
-            raise
-        if any(is_taken(part) for part in flat):
-            raise NoTemplate("the result holds one of the arguments") from first
-        picks = [_leaf(x, items, ()) for x in flat]
-
-        def rebuild(got: tuple[Any, ...]) -> Any:
-            return pytree.tree_unflatten([got[p[1]] if p[0] == "item" else p[1] for p in picks], spec)
-
-        return None, rebuild
+        made = _native(value, items, leaves, held, ()), None
+    except _NotNative as why:
+        made = None, _in_python(value, items, held, why)
+    _check_owners(value, None, [])
+    return made
 
 
-def _native(value: Any, items: Sequence[Any], leaves: Sequence[Any], taken: Sequence[Any]) -> Template:
+def _in_python(
+    value: Any, items: Sequence[Any], taken: Sequence[Any], why: NoTemplate
+) -> Callable[[tuple[Any, ...]], Any]:
+    flat, spec = pytree.tree_flatten(value, is_leaf=lambda part: _is_among(part, taken))
+    if spec.is_leaf():
+        raise why
+    if any(_is_among(part, taken) for part in flat):
+        raise NoTemplate("the result holds one of the arguments")
+    picks = [_leaf(x, items, ()) for x in flat]
+
+    def rebuild(got: tuple[Any, ...]) -> Any:
+        return pytree.tree_unflatten([got[p[1]] if p[0] == "item" else p[1] for p in picks], spec)
+
+    return rebuild
+
+
+class _NotNative(NoTemplate):
+    """Native code can't build the result; Python may."""
+
+
+def _is_among(value: Any, others: Sequence[Any]) -> bool:
+    return any(value is other for other in others)
+
+
+def _check_owners(value: Any, around: Any, seen: list[int]) -> None:
+    """Raises for a list or object that something else holds too: the model's own, or one that is there twice."""
+    if isinstance(value, torch.Tensor) or type(value) in _CONSTANTS:
+        return
+    if not isinstance(value, tuple):
+        owners = [r for r in gc.get_referrers(value) if r is not around and not isinstance(r, FrameType)]
+        if owners or id(value) in seen:
+            raise NoTemplate(f"the result has a {type(value).__name__} that something else holds too")
+    seen.append(id(value))
+    if type(value) in (tuple, list):
+        for part in value:
+            _check_owners(part, value, seen)
+    elif type(value) is dict:
+        for key in value:
+            _check_owners(value[key], value, seen)
+
+
+def _check_attributes(items: Sequence[Any], leaves: Sequence[Any]) -> None:
+    """What a model sets on a result is Python's to see, and no replay would set it."""
+    for item in items:
+        if type(item) is torch.Tensor and vars(item) and not any(item is leaf for leaf in leaves):
+            raise NoTemplate(f"the model sets attributes of a result: {', '.join(vars(item))}")
+
+
+def _native(
+    value: Any, items: Sequence[Any], leaves: Sequence[Any], taken: Sequence[Any], around: tuple[Any, ...]
+) -> Template:
     if type(value) in (tuple, list, dict):
-        if any(value is t for t in taken) and value != ():
-            raise NoTemplate("the result is one of the arguments")
+        if _is_among(value, around):
+            raise NoTemplate("the result holds itself")
+        if _is_among(value, taken):
+            raise _NotNative("the result is one of the arguments")
+        around = (*around, value)
         if type(value) is dict:
-            return ("dict", tuple(value), [_native(v, items, leaves, taken) for v in value.values()])
+            return ("dict", tuple(value), [_native(v, items, leaves, taken, around) for v in value.values()])
         kind = "tuple" if type(value) is tuple else "list"
-        return (kind, [_native(v, items, leaves, taken) for v in value])
-    return _leaf(value, items, leaves)
+        return (kind, [_native(v, items, leaves, taken, around) for v in value])
+    try:
+        return _leaf(value, items, leaves)
+    except NoTemplate as error:
+        raise _NotNative(str(error)) from None

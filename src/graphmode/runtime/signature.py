@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch._library.opaque_object import is_opaque_type
 
 from graphmode import _C
 
 
-def signature_of(args: Sequence[Any]) -> Hashable:
-    """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides."""
+def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashable:
+    """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides.
+
+    Args:
+        args: of one call.
+        handed_on: positions of tensors whose sizes and place matter to no recorded call.
+    """
     parts: list[Hashable] = [_C.mode_bits()]
     storages: dict[int, tuple[int, Any]] = {}
     for i, arg in enumerate(args):
-        if isinstance(arg, torch.Tensor):
+        if i in handed_on:
+            parts.append((type(arg), arg.dtype, arg.requires_grad, arg.is_inference()))
+        elif isinstance(arg, torch.Tensor):
             alias = storages.setdefault(arg.untyped_storage()._cdata, (i, arg.storage_offset()))
             parts.append(
                 (
@@ -31,20 +39,20 @@ def signature_of(args: Sequence[Any]) -> Hashable:
                 )
             )
         else:
-            parts.append((type(arg), arg))
+            parts.append((type(arg), arg))  # opaque values are compared by what they say, references by identity
     return tuple(parts)
 
 
-def not_capturable(args: Sequence[Any]) -> str | None:
-    """Why no graph can take these arguments; None when one can."""
+def not_capturable(args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
+    """Why no graph can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
             if not _C.is_plain(arg):
                 layout = str(arg.layout).removeprefix("torch.")
                 return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
-        elif type(arg) is not int:
+        elif type(arg) is not int and not is_opaque_type(type(arg)):
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
-    return _hidden_overlap(args)
+    return _hidden_overlap([None if i in handed_on else a for i, a in enumerate(args)])
 
 
 def _hidden_overlap(args: Sequence[Any]) -> str | None:

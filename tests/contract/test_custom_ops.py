@@ -1,0 +1,153 @@
+"""Custom ops: those without results take some inputs as each call gives them; none is opened, whatever its key."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.fx as fx
+from torch import Tensor
+
+from graphmode.options import Options
+from graphmode.program.effects import handed_on
+from graphmode.runtime.region import Region
+
+from .ways import Way, assert_same, beside_eager, both_ways, counted, replayed
+
+ops = torch.ops.gm_contract
+
+
+def writes_unseen(x: Tensor, out: Tensor) -> Tensor:
+    y = torch.empty_like(x)
+    ops.double_unseen(x + 1, y)
+    ops.double_unseen(x, out)
+    return y.reshape(-1) * 3
+
+
+@both_ways()
+def test_an_op_that_computes_in_a_composite_s_place_runs_at_each_replay(way: Way) -> None:
+    with replayed(3):
+        beside_eager(way, writes_unseen, ([torch.randn(3, 4), torch.zeros(3, 4)] for _ in range(6)))
+
+
+def region_that_puts() -> Region:
+    """(x, indices, out) -> exp(x), with ops.put(exp(x), indices, out) on the way."""
+    graph = fx.Graph()
+    x, indices, out = (graph.placeholder(name) for name in ("x", "indices", "out"))
+    for node in (x, indices, out):
+        node.meta["val"] = torch.empty(0, device="meta")
+    y = graph.call_function(torch.ops.aten.exp.default, (x,))
+    graph.call_function(ops.put.default, (y, indices, out))
+    graph.output((y,))
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    return Region(gm, Options(poison=True), lambda args: gm(*args))
+
+
+def test_inputs_that_only_ops_without_results_take_are_handed_on() -> None:
+    region = region_that_puts()
+    assert handed_on(region.gm) == {1, 2}
+
+
+def test_what_is_handed_on_may_have_any_size_and_place() -> None:
+    region = region_that_puts()
+    with counted() as since:
+        for size in (1, 3, 2, 5, 4, 0):
+            x, out = torch.randn(4), torch.zeros(size + 7)[2:]
+            indices = torch.randperm(size + 5)[:size]
+            want = torch.zeros(size + 5)
+            want[indices] = torch.exp(x).sum()
+            version = out._version
+            (y,) = region.run(x, indices, out)
+            assert_same(y, torch.exp(x))
+            assert torch.equal(out, want)
+            assert out._version > version
+    assert (since.captures, since.replays, since.live_calls) == (1, 4, 0)
+
+
+def test_what_is_handed_on_still_selects_a_graph_by_its_dtype() -> None:
+    region = region_that_puts()
+    with counted() as since:
+        for dtype in (torch.float32, torch.float64) * 3:
+            out = torch.zeros(5, dtype=dtype)
+            x = torch.randn(4)
+            region.run(x, torch.tensor([1]), out)
+            assert torch.equal(out[1], torch.exp(x).sum().to(dtype))
+    assert (since.captures, since.replays) == (2, 2)
+
+
+class Name(torch._opaque_base.OpaqueBase):
+    """A value that custom ops take as it is."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Name) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __fx_repr__(self) -> tuple[str, dict[str, type]]:
+        return f"Name({self.text!r})", {"Name": Name}
+
+
+torch._library.opaque_object.register_opaque_type(Name, typ="value", hoist=True)
+SEEN: list[str] = []
+
+
+@torch.library.custom_op("gm_contract::named", mutates_args=())
+def named(x: Tensor, name: Name) -> Tensor:
+    SEEN.append(name.text)
+    return x + len(name.text)
+
+
+@named.register_fake
+def _named_fake(x: Tensor, name: Name) -> Tensor:
+    return torch.empty_like(x)
+
+
+def calls_named(x: Tensor, name: Name) -> Tensor:
+    return named(x * 2, name) * 2
+
+
+@both_ways()
+def test_opaque_values_select_a_graph_by_what_they_are(way: Way) -> None:
+    g = way(calls_named)
+    x = torch.randn(3)
+    with replayed(4):
+        for i, text in enumerate(["a", "a", "a", "bcd", "bcd", "bcd", "a", "bcd"]):
+            SEEN.clear()
+            assert_same(g(x, Name(text)), (x * 2 + len(text)) * 2, f"call {i}")
+            assert [text] == SEEN
+
+
+def test_a_tensor_size_is_no_call_of_the_program() -> None:
+    def sized(x: Tensor) -> Tensor:
+        return x.new_zeros(torch.Size((x.shape[0], 2))) + x.sum()
+
+    g = torch.compile(sized, backend="graphmode", dynamic=True)
+    with replayed(2):
+        for _ in range(4):
+            x = torch.randn(5)
+            assert_same(g(x), sized(x))
+    from graphmode import report
+
+    assert not [note for note in report().notes if "without passes" in note]
+
+
+@pytest.mark.parametrize("layers", [3, 40])
+def test_data_of_a_weight_is_read_in_the_program(layers: int) -> None:
+    weights = [torch.randn(4) for _ in range(layers)]
+
+    def scaled(x: Tensor, weights: list[Tensor]) -> Tensor:
+        for w in weights:
+            x = torch.tanh(x * w.data)
+        return x
+
+    from graphmode import report
+
+    g = torch.compile(scaled, backend="graphmode")
+    with replayed(2):
+        for _ in range(4):
+            x = torch.randn(2, 4)
+            assert_same(g(x, weights), scaled(x, weights))
+    assert not [note for note in report().notes if "without passes" in note]
