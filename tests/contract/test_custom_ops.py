@@ -11,6 +11,7 @@ from graphmode.options import Options
 from graphmode.program.effects import handed_on
 from graphmode.runtime.region import Region
 
+from . import ops as _registers  # noqa: F401
 from .ways import Way, assert_same, beside_eager, both_ways, counted, replayed
 
 ops = torch.ops.gm_contract
