@@ -75,6 +75,25 @@ def test_what_is_handed_on_still_selects_a_graph_by_its_dtype() -> None:
     assert (since.captures, since.replays) == (2, 2)
 
 
+def test_one_tensor_at_two_places_that_are_handed_on_may_be_two_later() -> None:
+    graph = fx.Graph()
+    x, a, b, out = (graph.placeholder(name) for name in ("x", "a", "b", "out"))
+    for node in (x, a, b, out):
+        node.meta["val"] = torch.empty(0, device="meta")
+    y = graph.call_function(torch.ops.aten.exp.default, (x,))
+    for indices in (a, b):
+        graph.call_function(ops.put.default, (y, indices, out))
+    graph.output((y,))
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    region = Region(gm, Options(poison=True), lambda args: gm(*args))
+    one, other = torch.tensor([1]), torch.tensor([2])
+    for first, second in [(one, one)] * 4 + [(one, other)] * 4 + [(other, one), (one, one)]:
+        mine, want = torch.zeros(4), torch.zeros(4)
+        region.run(x := torch.randn(3), first, second, mine)
+        gm(x, first, second, want)
+        assert torch.equal(mine, want)
+
+
 class Name(torch._opaque_base.OpaqueBase):
     """A value that custom ops take as it is."""
 
@@ -119,6 +138,43 @@ def test_opaque_values_select_a_graph_by_what_they_are(way: Way) -> None:
             SEEN.clear()
             assert_same(g(x, Name(text)), (x * 2 + len(text)) * 2, f"call {i}")
             assert [text] == SEEN
+
+
+class Tally(torch._opaque_base.OpaqueBase):
+    """A reference: each is another one, whatever it says."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tally)
+
+    def __hash__(self) -> int:
+        return 1
+
+
+torch._library.opaque_object.register_opaque_type(Tally, typ="reference")
+
+
+@torch.library.custom_op("gm_contract::tallied", mutates_args=())
+def tallied(x: Tensor, tally: Tally) -> Tensor:
+    tally.calls += 1
+    return x + tally.calls
+
+
+@tallied.register_fake
+def _tallied_fake(x: Tensor, tally: Tally) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_opaque_references_are_told_apart_though_they_are_equal() -> None:
+    g = torch.compile(lambda x, tally: tallied(x * 2, tally) * 3, backend="graphmode")
+    one, other, x = Tally(), Tally(), torch.ones(3)
+    for i in range(4):
+        assert_same(g(x, one), (x * 2 + i + 1) * 3)
+    for i in range(4):
+        assert_same(g(x, other), (x * 2 + i + 1) * 3)
+    assert (one.calls, other.calls) == (4, 4)
 
 
 def test_a_tensor_size_is_no_call_of_the_program() -> None:

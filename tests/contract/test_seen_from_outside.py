@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -85,6 +85,11 @@ def test_switched_off_dynamo_is_eager_counted_and_not_for_good(way: Way) -> None
             assert_same(g(x), torch.sin(x))
 
 
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
 class Owner(nn.Module):
     """Gives things away that have an identity."""
 
@@ -97,6 +102,8 @@ class Owner(nn.Module):
         y = x + 1
         if self.what == "its own list":
             return self.stats, y
+        if self.what == "its own list in a named tuple":
+            return {"pair": Pair(y, self.stats)}
         if self.what == "a list twice":
             twice = [y]
             return twice, twice
@@ -117,6 +124,7 @@ class Owner(nn.Module):
     ("what", "kept"),
     [
         ("its own list", lambda net, out: out[0] is net.stats),
+        ("its own list in a named tuple", lambda net, out: out["pair"].second is net.stats),
         ("a list twice", lambda net, out: out[0] is out[1]),
         ("a result with an attribute", lambda net, out: out.tag == 3),
         ("itself", lambda net, out: out["self"] is out),

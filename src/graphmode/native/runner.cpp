@@ -41,6 +41,7 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   // Int
   long integer = 0;
   // Object: of a type that torch knows as opaque, which custom ops take as it is
+  bool by_value = false;       // equal when they say so; else the same
   PyObject* object = nullptr;  // held among the entry's
 };
 
@@ -155,7 +156,7 @@ bool same_object(const ArgCheck& want, PyObject* got) {
   if (got == want.object) {
     return true;
   }
-  if (Py_TYPE(got) != want.type) {
+  if (!want.by_value || Py_TYPE(got) != want.type) {
     return false;
   }
   const int equal = PyObject_RichCompareBool(got, want.object, Py_EQ);
@@ -324,6 +325,11 @@ int runner_traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(r->miss);
   Py_VISIT(r->diverged);
   Py_VISIT(r->dict);
+  for (const auto& e : r->state->entries) {
+    for (const auto& [i, object] : e->objects) {
+      Py_VISIT(object.get());
+    }
+  }
   return 0;
 }
 
@@ -332,6 +338,8 @@ int runner_clear(PyObject* self) {
   Py_CLEAR(r->miss);
   Py_CLEAR(r->diverged);
   Py_CLEAR(r->dict);
+  const auto gone = std::move(r->state->entries);  // what they hold may call back when it dies
+  r->state->entries.clear();
   return 0;
 }
 
@@ -424,6 +432,9 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int
   } else {
     a.type = Py_TYPE(arg);
     a.object = arg;
+    a.by_value = pybind11::module_::import("torch._library.opaque_object")
+                     .attr("is_opaque_value_type")(pybind11::handle(reinterpret_cast<PyObject*>(a.type)))
+                     .cast<bool>();
   }
   return a;
 }
@@ -523,6 +534,7 @@ void bind_runner(pybind11::module_& m) {
     auto& entries = state_of(runner).entries;
     for (auto it = entries.begin(); it != entries.end(); ++it) {
       if ((*it)->id == id) {
+        const auto gone = std::move(*it);  // dies when the list is whole again: what it holds may call back
         entries.erase(it);
         return true;
       }

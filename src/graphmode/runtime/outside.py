@@ -6,6 +6,7 @@ Owns the choice between the program as it is and the one with direct calls. What
 from __future__ import annotations
 
 import abc
+import threading
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any
@@ -46,6 +47,7 @@ class Step(SerializableCallable):
         self._make_region = make_region
         self._program: fx.GraphModule | None = None
         self._direct: Region | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def serialize_compile_artifacts(cls, fn: Any) -> bytes:
@@ -56,13 +58,14 @@ class Step(SerializableCallable):
         return _C.Runner.deserialize_compile_artifacts(data)
 
     def __call__(self, *args: Any) -> Any:
-        operands = self._resolver.operands(args)
+        with self._lock:  # the operands are those of the program that is direct now
+            operands = self._resolver.operands(args)
+            if not isinstance(operands, How) and (self._resolver.direct is not self._program or self._direct is None):
+                self._program = self._resolver.direct
+                self._direct = self._make_region(self._program)
+            direct = self._direct
         if operands is How.LIVE:
-            self._region.counters.warmups += 1
-            return self._region.live(args)
-        if isinstance(operands, How):
+            return self._region.rehearse(args)
+        if isinstance(operands, How) or direct is None:
             return self._region.run(*args)
-        if self._resolver.direct is not self._program or self._direct is None:
-            self._program = self._resolver.direct
-            self._direct = self._make_region(self._program)
-        return self._direct.run(*args, *operands)
+        return direct.run(*args, *operands)

@@ -5,6 +5,7 @@ The hot path is native (`_C.Runner`); this is where it lands when no graph fits.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import threading
 import time
@@ -110,7 +111,16 @@ class Region:
             where = f" at {line}" if line else ""
             raise FallbackError(f"require=True: a call would run outside a graph: {reason}{where}")
 
-    def _miss(self, *args: Any) -> tuple[Any, ...]:
+    def rehearse(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Runs a call that is not worth a graph."""
+        done = self._under_autograd(args)
+        if done is None:
+            self.counters.warmups += 1
+            done = self.live(args)
+        return done
+
+    def _under_autograd(self, args: Sequence[Any]) -> tuple[Any, ...] | None:
+        """The results where gradients or tangents are wanted; else None."""
         grad = torch.is_grad_enabled() or self.modes.enables_grad
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if (grad and any(t.requires_grad for t in tensors)) or any(map(_C.has_tangent, tensors)):
@@ -118,14 +128,28 @@ class Region:
             self.fall_back(f"an input {what}: the call runs under autograd, outside graphs")
             self.counters.live_calls += 1
             return tuple(self._with_gradients(args))
+        return None
+
+    def _given(self, args: Sequence[Any]) -> list[int]:
+        """Positions that are handed on at this call. A tensor that stands at several is an input like any other."""
+        if not self._handed_on:
+            return []
+        standing = collections.Counter(id(a) for a in args)
+        return [i for i in sorted(self._handed_on) if standing[id(args[i])] == 1]
+
+    def _miss(self, *args: Any) -> tuple[Any, ...]:
+        done = self._under_autograd(args)
+        if done is not None:
+            return done
         if self.options.mode == "eager" or self._device.is_capturing():
             return self.live(args)  # inside another capture the calls are recorded there
         if self.parts is not None:
             return self._in_parts(args)
-        reason = not_capturable(args, self._handed_on)
+        given = self._given(args)
+        reason = not_capturable(args, given)
         if reason is not None:
             return self._live_because(reason, None, args)
-        key = signature_of(args, self._handed_on)
+        key = signature_of(args, given)
         with self._lock:
             if key in self.refused:
                 known, line = self.refused[key]
@@ -189,7 +213,7 @@ class Region:
         graph = self._device.graph()
         located = Located(self.gm, graph)
         graph.go_on_with(located.resume.needs)
-        graph.hand_on(sorted(self._handed_on))
+        graph.hand_on(self._given(args))
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]

@@ -51,7 +51,7 @@ def template(
         made = _native(value, items, leaves, held, ()), None
     except _NotNative as why:
         made = None, _in_python(value, items, held, why)
-    _check_owners(value, None, [])
+    _check_owners(value, (), [])
     return made
 
 
@@ -79,21 +79,24 @@ def _is_among(value: Any, others: Sequence[Any]) -> bool:
     return any(value is other for other in others)
 
 
-def _check_owners(value: Any, around: Any, seen: list[int]) -> None:
+def _check_owners(value: Any, holders: Sequence[Any], seen: list[int]) -> None:
     """Raises for a list or object that something else holds too: the model's own, or one that is there twice."""
     if isinstance(value, torch.Tensor) or type(value) in _CONSTANTS:
         return
     if not isinstance(value, tuple):
-        owners = [r for r in gc.get_referrers(value) if r is not around and not isinstance(r, FrameType)]
+        owners = [r for r in gc.get_referrers(value) if not (_is_among(r, holders) or isinstance(r, FrameType))]
         if owners or id(value) in seen:
             raise NoTemplate(f"the result has a {type(value).__name__} that something else holds too")
     seen.append(id(value))
-    if type(value) in (tuple, list):
-        for part in value:
-            _check_owners(part, value, seen)
-    elif type(value) is dict:
-        for key in value:
-            _check_owners(value[key], value, seen)
+    parts = _parts(value)
+    for part in parts:
+        _check_owners(part, (value, parts), seen)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a container has in it, one level down; nothing for anything else."""
+    parts, spec = pytree.tree_flatten(value, is_leaf=lambda x: x is not value)
+    return [] if spec.is_leaf() else parts
 
 
 def _check_attributes(items: Sequence[Any], leaves: Sequence[Any]) -> None:

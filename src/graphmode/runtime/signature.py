@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
-from torch._library.opaque_object import is_opaque_type
+from torch._library.opaque_object import is_opaque_type, is_opaque_value_type
 
 from graphmode import _C
 
@@ -38,8 +38,10 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
                     alias[0] if alias[0] == i else (alias[0], arg.storage_offset() - alias[1]),
                 )
             )
+        elif type(arg) is int or is_opaque_value_type(type(arg)):
+            parts.append((type(arg), arg))
         else:
-            parts.append((type(arg), arg))  # opaque values are compared by what they say, references by identity
+            parts.append((type(arg), id(arg)))  # an opaque reference; a graph for it keeps it alive
     return tuple(parts)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 from torch._library.fake_class_registry import FakeScriptObject
+from vllm.distributed.kv_transfer import has_kv_transfer_group
 from vllm.forward_context import ForwardContext, get_forward_context, is_forward_context_available
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
@@ -61,8 +62,8 @@ class AttentionResolver(Resolver):
         return self._direct
 
     def operands(self, args: Sequence[Any]) -> list[Any] | How:
-        if not is_forward_context_available():
-            return How.AS_IT_IS
+        if not is_forward_context_available() or has_kv_transfer_group():
+            return How.AS_IT_IS  # a connector waits for each layer's cache, and saves it, in vLLM's op
         context = get_forward_context()
         if context.attn_metadata is None:
             return How.LIVE  # vLLM measures memory, or warms up
