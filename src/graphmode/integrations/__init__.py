@@ -7,6 +7,7 @@ from importlib import import_module
 import torch
 import torch.fx as fx
 
+from graphmode.inspect.counters import ledger
 from graphmode.runtime.outside import Resolver
 
 _RESOLVERS = {"vllm": "graphmode.integrations.vllm.attention"}
@@ -16,6 +17,10 @@ def resolver_of(gm: fx.GraphModule) -> Resolver | None:
     """Who resolves what a program's ops read from outside; None where nobody has to."""
     for node in gm.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace in _RESOLVERS:
-            found: Resolver | None = import_module(_RESOLVERS[node.target.namespace]).resolver_of(gm)
+            try:
+                found: Resolver | None = import_module(_RESOLVERS[node.target.namespace]).resolver_of(gm)
+            except ImportError as error:  # another version than the one it is written for
+                ledger.gone.notes[f"{node.target.namespace}'s ops are called as they are: {error}"] = 1
+                return None
             return found
     return None

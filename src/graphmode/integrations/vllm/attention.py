@@ -52,7 +52,8 @@ class AttentionResolver(Resolver):
         self._found = layers
         self._tokens = _where_the_number_of_tokens_is(gm, layers[0].attention)
         self._direct: fx.GraphModule | None = None
-        self._layers: list[_Layer] = []  # those with direct calls
+        places = {n: i for i, n in enumerate(gm.graph.find_nodes(op="placeholder"))}
+        self._names = [(places[n], layer.name) for layer in layers if (n := layer.attention.args[4]) in places]
         self._groups: list[_Group] = []
         self._caches: list[tuple[Any, weakref.ref[torch.Tensor]]] = []  # (vLLM's layer, its cache)
 
@@ -69,6 +70,8 @@ class AttentionResolver(Resolver):
             return How.LIVE  # vLLM measures memory, or warms up
         if not isinstance(context.attn_metadata, dict) or not isinstance(context.slot_mapping, dict):
             return How.AS_IT_IS
+        if any(_layer_name(args[i]) != name for i, name in self._names):
+            return How.AS_IT_IS  # the program serves other layers at this call
         found = self._read(context, args)
         if found is None and self._build(context):
             found = self._read(context, args)
@@ -114,7 +117,7 @@ class AttentionResolver(Resolver):
             objects.append(served)
         if not layers:
             return False
-        self._layers, self._groups = layers, list(groups.values())
+        self._groups = list(groups.values())
         self._caches = [(o, weakref.ref(o.kv_cache)) for o in objects]
         self._direct = _direct_program(self._gm, layers, objects, group_of, len(self._groups))
         return True
