@@ -1,0 +1,165 @@
+"""Times vLLM's engine by several peers: `python benchmarks/vllm.py --json FILE`.
+
+Decode steps at several batch sizes, all engines alive and taking turns block by block; starts from nothing to a first
+token, with caches empty and filled; tokens that the key-value cache holds. Prints tables and writes JSON rows.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import machine
+import tables
+from rich.console import Console
+from rich.table import Table
+from timing import median, p90
+from vllm_engine import PEERS, Engine, environment
+from workers import Worker
+
+HERE = Path(__file__).parent
+ARGUMENTS = {"max_model_len": 1024, "max_num_seqs": 32, "gpu_memory_utilization": 0.2}
+TOKENS = 48  # decoded by each request of a block
+
+
+def start(peer: str, model: str, folder: Path) -> tuple[Worker, float]:
+    """A worker whose engine has given a first token, and the seconds from its process's start to there."""
+    since = time.perf_counter()
+    worker = Worker(f"{HERE}/vllm_engine.py:{Engine.__name__}", peer, model, ARGUMENTS, **environment(peer, folder))
+    worker.call("first_token")
+    return worker, time.perf_counter() - since
+
+
+def starts(peers: Sequence[str], model: str, rounds: int, console: Console) -> dict[str, dict[str, list[float]]]:
+    """Seconds to the first token, per peer: cold (no cache of any kind), then warm (the second start on the same)."""
+    found: dict[str, dict[str, list[float]]] = {p: {"cold": [], "warm": []} for p in peers}
+    for number in range(rounds):
+        for peer in rotated(peers, number):
+            folder = Path(tempfile.mkdtemp(prefix="graphmode-vllm-"))
+            for kind in ("cold", "warm"):
+                worker, seconds = start(peer, model, folder)
+                worker.close()
+                found[peer][kind].append(seconds)
+                console.print(f"{peer}: {kind} start {seconds:.1f} s", style="dim")
+            shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def steps(
+    peers: Sequence[str], model: str, batches: Sequence[int], blocks: int, rounds: int, console: Console
+) -> tuple[dict[str, dict[int, list[float]]], dict[str, Any]]:
+    """Medians of blocks in ms, per peer and batch; and each engine's state at its end."""
+    found: dict[str, dict[int, list[float]]] = {p: {b: [] for b in batches} for p in peers}
+    states: dict[str, Any] = {}
+    for number in range(rounds):
+        folder = Path(tempfile.mkdtemp(prefix="graphmode-vllm-"))
+        workers = {p: start(p, model, folder / p)[0] for p in peers}
+        try:
+            for batch in batches:
+                for worker in workers.values():  # each size of prefill and decode is captured before it is timed
+                    for _ in range(3):
+                        worker.call("steps", batch, 8)
+                for turn in range(blocks):
+                    for peer in rotated(list(workers), number + turn):
+                        seconds = workers[peer].call("steps", batch, TOKENS)
+                        found[peer][batch].append(median(seconds) * 1000)
+                console.print(f"round {number + 1}: batch {batch} done", style="dim")
+            states = {p: w.call("state") for p, w in workers.items()}
+        finally:
+            for worker in workers.values():
+                worker.close()
+            shutil.rmtree(folder, ignore_errors=True)
+    return found, states
+
+
+def rotated(items: Sequence[str], by: int) -> list[str]:
+    by %= len(items)
+    return [*items[by:], *items[:by]]
+
+
+def ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Median of the ratios turn by turn: what hits one turn of both hits neither's ratio."""
+    return median([a / b for a, b in zip(mine, theirs, strict=True)])
+
+
+def step_table(found: dict[str, dict[int, list[float]]], batches: Sequence[int]) -> Table:
+    table = Table(title="decode step, ms: median of blocks (p90)", title_justify="left", title_style="bold")
+    table.add_column("batch", justify="right")
+    for peer in found:
+        table.add_column(peer, justify="right")
+    compared = [p for p in ("eager", "default") if p in found and "graphmode" in found]
+    for peer in compared:
+        table.add_column(f"graphmode / {peer}", justify="right")
+    for b in batches:
+        cells = [f"{median(found[p][b]):.2f} ({p90(found[p][b]):.2f})" for p in found]
+        cells += [f"{ratio(found['graphmode'][b], found[p][b]):.3f}" for p in compared]
+        table.add_row(str(b), *cells)
+    return table
+
+
+def start_table(found: dict[str, dict[str, list[float]]], states: dict[str, Any]) -> Table:
+    table = Table(title="from nothing to the first token", title_justify="left", title_style="bold")
+    for head in ("", "cold, s", "warm, s", "key-value cache, tokens", "RSS at the end, MB", "graphs, their MB"):
+        table.add_column(head, justify="right")
+    for peer in found or states:
+        row = found.get(peer, {"cold": [], "warm": []})
+        state = states.get(peer, {})
+        ours = state.get("graphmode")
+        table.add_row(
+            peer,
+            *(f"{median(row[k]):.1f}" if row[k] else "-" for k in ("cold", "warm")),
+            f"{state['kv_tokens']:,}" if state else "-",
+            f"{state['rss_mb']:,.0f}" if state else "-",
+            f"{ours['graphs']}, {ours['bytes'] / 2**20:.1f}" if ours else "-",
+        )
+    return table
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--peers", default="eager,default,empty,graphmode", help=f"comma-separated, of: {', '.join(PEERS)}")
+@click.option("--batches", default="1,2,4,8,16", help="comma-separated batch sizes of decode steps; empty: none")
+@click.option("--model", type=click.Path(exists=True), help="a model's folder; default: SmolLM2-135M-Instruct in bf16")
+@click.option("--rounds", default=2, help="fresh engines per peer")
+@click.option("--blocks", default=8, help=f"timed blocks per batch size and round, of {TOKENS} steps each")
+@click.option("--starts", "start_rounds", default=2, help="cold and warm starts per peer; 0: none")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="file to write the rows to")
+def main(
+    peers: str, batches: str, model: str | None, rounds: int, blocks: int, start_rounds: int, file: Path | None
+) -> None:
+    """Times vLLM's engine by several peers."""
+    chosen = [p.strip() for p in peers.split(",")]
+    if unknown := [p for p in chosen if p not in PEERS]:
+        raise click.BadParameter(f"{', '.join(unknown)}: not one of {', '.join(PEERS)}")
+    sizes = [int(b) for b in batches.split(",") if b.strip()]
+    console = tables.console()
+    head = {
+        "machine": machine.record(),
+        "settings": {"rounds": rounds, "blocks": blocks, "tokens": TOKENS, **ARGUMENTS},
+    }
+    console.print(machine.describe(head["machine"]), highlight=False)
+    folder = model or smollm2()
+    timed, states = steps(chosen, folder, sizes, blocks, rounds, console) if sizes else ({}, {})
+    started = starts(chosen, folder, start_rounds, console) if start_rounds else {}
+    if timed:
+        console.print(step_table(timed, sizes))
+    console.print(start_table(started, states))
+    if file:
+        rows = [{"peer": p, "step_ms": timed.get(p), "start_s": started.get(p), "state": states.get(p)} for p in chosen]
+        machine.write(file, head, rows)
+
+
+def smollm2() -> str:
+    """The model of the demo, made from its package at the first time."""
+    import sys
+
+    sys.path.append(str(HERE.parent / "examples"))
+    from generate import checkpoint
+
+    return str(checkpoint())
+
+
+if __name__ == "__main__":
+    main()

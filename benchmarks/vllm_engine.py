@@ -1,0 +1,86 @@
+"""One engine of vLLM in a worker process: starts it, answers a first prompt, and times decode steps.
+
+Knows one peer at a time; the turns of the peers are `vllm.py`'s.
+"""
+
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PEERS: dict[str, dict[str, Any]] = {  # the engine's arguments; the plug-in is allowed to graphmode alone
+    "eager": {"enforce_eager": True},
+    "default": {},
+    "empty": {"compilation_config": {"mode": 2, "backend": "eager", "custom_ops": ["all"]}},
+    "graphmode": {},
+}
+VOCABULARY = 40_000  # prompts are random tokens below it
+
+
+def environment(peer: str, folder: Path) -> dict[str, str]:
+    """Of a worker: caches of its own in `folder`, so that a start is cold unless the folder is used again."""
+    return {
+        "VLLM_PLUGINS": "graphmode" if peer == "graphmode" else "",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CACHE_ROOT": str(folder / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
+
+
+class Engine:
+    """An offline engine, its steps made by hand."""
+
+    def __init__(self, peer: str, model: str, arguments: dict[str, Any]) -> None:
+        here = Path(__file__).parent  # it has a vllm.py of its own, which would be imported in the package's place
+        sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here.resolve()]
+        from vllm import LLM
+
+        self.peer = peer
+        self.numbers = iter(range(10**9))
+        self.random = random.Random(11)
+        self.llm = LLM(model=model, dtype="bfloat16", seed=0, disable_log_stats=True, **PEERS[peer], **arguments)
+
+    def first_token(self) -> None:
+        """Until a prompt of 16 tokens has its first one more."""
+        self.steps(batch=1, tokens=1, prompt=16)
+
+    def steps(self, batch: int, tokens: int, prompt: int = 16) -> list[float]:
+        """Seconds of each step in which all of `batch` requests decode; the first two and the last are left out."""
+        from vllm import SamplingParams
+
+        engine = self.llm.llm_engine
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        for _ in range(batch):
+            ids = [self.random.randrange(10, VOCABULARY) for _ in range(prompt)]
+            engine.add_request(str(next(self.numbers)), {"prompt_token_ids": ids}, sampling)
+        seconds = []
+        while engine.has_unfinished_requests():
+            start = time.perf_counter()
+            engine.step()
+            seconds.append(time.perf_counter() - start)
+        return seconds[2:-1]
+
+    def state(self) -> dict[str, Any]:
+        """Tokens that the key-value cache holds, memory in MB, and what graphmode counted."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        with open("/proc/self/status") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        found: dict[str, Any] = {
+            "kv_tokens": cache.num_gpu_blocks * cache.block_size,
+            "rss_mb": int(fields["VmRSS"].split()[0]) / 1024,
+        }
+        if self.peer == "graphmode":
+            import graphmode
+
+            report = graphmode.report()
+            found["graphmode"] = {
+                "graphs": report.graphs,
+                "replays": report.replays,
+                "fallbacks": sum(f.count for f in report.fallbacks),
+                "bytes": report.bytes.total,
+                "lower_seconds": report.lower_seconds,
+                "capture_seconds": report.capture_seconds,
+            }
+        return found
