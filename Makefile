@@ -7,7 +7,7 @@ WORKERS := 2
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm test-vllm native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ install-vllm: install  ## vLLM for the CPU, beside graphmode
 
 test-vllm: install-vllm  ## vLLM's engine in graph mode against the same engine without
 	$(PY) -m pytest tests/integration/vllm
+
+vllm-models: install-vllm  ## 27 architectures and 34 features of vLLM against eager; writes docs/vllm-models.md
+	$(PY) tests/integration/vllm/matrix.py --out docs/vllm-models.md
 
 native: build/.native
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from .ways import Way, assert_same, both_ways, replayed
+import graphmode
+
+from .ways import Way, assert_same, both_ways, reasons, replayed
 
 
 class Net(nn.Module):
@@ -138,3 +141,28 @@ def test_c4_training_and_eval_are_told_apart(way: Way, train: bool) -> None:
             torch.manual_seed(i)
             assert_same(g(x), want)
             assert_same(list(net.buffers()), list(twin.buffers()))
+
+
+class Labelled(nn.Parameter):
+    """A weight class with attributes and a `__torch_function__`, as quantising loaders have them."""
+
+    label = "mine"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+@both_ways()
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_weight_of_a_subclass_is_lowered_as_a_tensor(way: Way, grad: bool) -> None:
+    net = nn.Linear(4, 4)
+    net.weight = Labelled(torch.randn(4, 4), requires_grad=grad)
+    g, x = way(net), torch.randn(2, 4)
+    with torch.no_grad(), replayed(6):
+        for _ in range(2):
+            for _ in range(5):
+                assert_same(g(x), net(x))
+            net.weight.mul_(2)
+    assert reasons() == [] and graphmode.report().notes == {}

@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from graphmode.runtime.region import Region
+    from collections.abc import Mapping, Sequence
+
+    from graphmode.devices.adapter import DeviceGraph, GraphBytes
 
 
 @dataclass
@@ -58,15 +60,49 @@ class Counters:
             self.fall_back(f.reason, f.op, f.line, f.count)
 
 
+class ReplayCount(Protocol):
+    """Where replays are counted: by native code, or by `Replays`."""
+
+    replays: int
+
+
+@dataclass
+class Replays:
+    """Replays of graphs that no native runner replays."""
+
+    replays: int = 0
+
+
+class Counted(Protocol):
+    """What holds graphs and is counted: a compiled region, or the static graphs of a callable."""
+
+    number: int
+    counters: Counters
+    on_death: weakref.finalize[..., Any] | None
+
+    @property
+    def replayed(self) -> ReplayCount: ...
+    @property
+    def graphs(self) -> Mapping[int, DeviceGraph]: ...
+    @property
+    def breaks(self) -> Sequence[tuple[str, str, str]]: ...
+    @property
+    def stretches(self) -> Sequence[Any]: ...
+    def bytes(self) -> list[GraphBytes]: ...
+    def count(self) -> Counters: ...
+    def clear(self) -> None: ...
+    def __hash__(self) -> int: ...
+
+
 class Ledger:
     """All regions alive, and the sum of those that died."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._regions: weakref.WeakSet[Region] = weakref.WeakSet()
+        self._regions: weakref.WeakSet[Counted] = weakref.WeakSet()
         self.gone = Counters()
 
-    def enter(self, region: Region) -> None:
+    def enter(self, region: Counted) -> None:
         """Registers a region; when it dies its counts stay in the sum."""
         with self._lock:
             self._regions.add(region)
@@ -82,7 +118,7 @@ class Ledger:
         region.on_death = weakref.finalize(region, bury)
         region.on_death.atexit = False
 
-    def regions(self) -> list[Region]:
+    def regions(self) -> list[Counted]:
         """The regions alive, oldest first."""
         with self._lock:
             return sorted(self._regions, key=lambda r: r.number)

@@ -13,11 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from graphmode.inspect.counters import Fallback, ledger
+from graphmode.inspect.counters import Counted, Fallback, ledger
 from graphmode.inspect.dynamo import dynamo_breaks
 from graphmode.inspect.report import Report, report
 from graphmode.options import Options, resolve
-from graphmode.runtime.region import Region
 
 _REPLAYS = 5
 
@@ -170,7 +169,7 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = N
     )
 
 
-def _row(region: Region) -> RegionRow | None:
+def _row(region: Counted) -> RegionRow | None:
     plans = [g.plan for g in region.graphs.values() if hasattr(g, "plan")]
     if not plans:
         return None

@@ -121,14 +121,18 @@ def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
 def _fake(mode: FakeTensorMode, value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or (isinstance(value, FakeTensor) and value.fake_mode is mode):
         return value
-    if value.layout != torch.strided or type(value) not in (torch.Tensor, torch.nn.Parameter, FakeTensor):
+    own_dispatch = type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    if value.layout != torch.strided or (own_dispatch and not isinstance(value, FakeTensor)):
         raise LoweringError(f"an input is a {type(value).__name__} of layout {value.layout}")
     context = TracingContext.try_get()
     known = context is not None and value in context.tensor_to_context
     symbols = context.tensor_to_context[value] if context is not None and known else None
+    plain = value
+    if type(value) not in (torch.Tensor, torch.nn.Parameter, FakeTensor):  # its __torch_function__ Dynamo has traced
+        plain = torch.Tensor._make_subclass(torch.Tensor, value, value.requires_grad)
     if symbols is None:
-        return mode.from_tensor(value, static_shapes=True)
-    return mode.from_tensor(value, symbolic_context=symbols, source=symbols.tensor_source)
+        return mode.from_tensor(plain, static_shapes=True)
+    return mode.from_tensor(plain, symbolic_context=symbols, source=symbols.tensor_source)
 
 
 def _trace(gm: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode, opaque: set[str]) -> fx.GraphModule:

@@ -21,6 +21,7 @@ from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
+from graphmode.inspect.captures import log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
@@ -226,7 +227,10 @@ class Region:
             raise
         try:
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
+            held = graph.bytes()
             pinned = self._keep(key, graph, args, results, slots, located.resume)
+            owner = None if self._ends_with is None else self._ends_with()
+            log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
             graph.reset()
             self._refuse(key, error, located)

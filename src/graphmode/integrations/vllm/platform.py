@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from graphmode.integrations.vllm.metrics import serve
 from graphmode.integrations.vllm.plugin import log
 from graphmode.options import Options, check_names, variable
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+_REPORTS = "graphmode.integrations.vllm.reports.ReportingWorker"
 _Cpu: Any = resolve_obj_by_qualname(cpu_platform_plugin())  # the plain one, or AMD's
 
 
@@ -57,6 +59,10 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
         if compilation.backend == "graphmode" and compilation.mode == CompilationMode.NONE:
             why = "LoRA" if vllm_config.lora_config is not None else "enforce_eager or its configuration"
             log.warning("no graphs: vLLM compiles nothing on the CPU with %s", why)
+        elif compilation.backend == "graphmode":
+            serve()
+            parallel = vllm_config.parallel_config
+            parallel.worker_extension_cls = parallel.worker_extension_cls or _REPORTS
 
 
 def _take_options(vllm_config: VllmConfig) -> None:
