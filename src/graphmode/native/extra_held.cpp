@@ -1,10 +1,14 @@
 // Held kernels for ops that ATen has not in structured form: copy_, fill_, zero_, where, and relu by its bit-equal
-// twin.
+// twin; and for mean, whose structured kernel calls two more ops by the dispatcher, each building an iterator.
+#include <ATen/Parallel.h>
 #include <ATen/native/Copy.h>
 #include <ATen/native/Fill.h>
+#include <ATen/native/ReduceOps.h>
+#include <ATen/native/ReduceOpsUtils.h>
 #include <ATen/native/TensorCompare.h>
 #include <ATen/native/TensorIterator.h>
 #include <ATen/ops/clamp_min_native.h>
+#include <ATen/ops/mean_native.h>
 
 #include <array>
 
@@ -109,6 +113,54 @@ class HeldWhere final : public Kernel {
   at::TensorIterator iterator_;
 };
 
+// Eager's sum, then its division by the number of items, in the result's own dtype.
+class HeldMean final : public Kernel {
+ public:
+  HeldMean(const at::Tensor& self, at::OptionalIntArrayRef dims, bool keepdim, const at::Tensor& out)
+      : out_(out), items_(self.numel() / out.numel()) {
+    const auto sizes = out_.sizes().vec();
+    iterator_ = at::native::make_reduction("mean", out_, self, dims, keepdim, out.scalar_type());
+    if (out_.sizes() != sizes) {
+      throw NotHoldable{"the kernel wants an output of another size"};
+    }
+  }
+  void run() override {
+    at::native::sum_stub(at::kCPU, iterator_);
+    if (out_.dtype() == at::kFloat) {
+      divide<float>();
+    } else {
+      divide<double>();
+    }
+  }
+  at::TensorIteratorBase* iterator() override {
+    return &iterator_;
+  }
+  static std::unique_ptr<Kernel> make(Args a, Outs o) {
+    const auto& self = a[0].toTensor();
+    const bool converts = self.dtype() != o[0].dtype() || (self.dtype() != at::kFloat && self.dtype() != at::kDouble);
+    if (converts || self.numel() == 0 || !o[0].is_contiguous()) {
+      return Held<at::native::structured_mean_out, 1>::make(a, o);
+    }
+    const auto dims = Arg<at::OptionalIntArrayRef>::load(a[1]);
+    return std::make_unique<HeldMean>(self, Arg<at::OptionalIntArrayRef>::view(dims), a[2].toBool(), o[0]);
+  }
+
+ private:
+  template <class T>
+  void divide() {
+    T* data = out_.mutable_data_ptr<T>();
+    const auto by = static_cast<T>(items_);
+    at::parallel_for(0, out_.numel(), at::internal::GRAIN_SIZE, [&](int64_t begin, int64_t end) {
+      for (auto i = begin; i < end; ++i) {
+        data[i] /= by;
+      }
+    });
+  }
+  at::Tensor out_;
+  int64_t items_;
+  at::TensorIterator iterator_;
+};
+
 std::unique_ptr<Kernel> make_relu(Args a, Outs o) {
   std::vector<c10::IValue> with = {a[0], at::Scalar(0)};
   return std::make_unique<Held<at::native::structured_clamp_min_out, 1>>(with, o);
@@ -122,6 +174,7 @@ void register_extra_held() {
   t["aten::fill_.Scalar"] = {&HeldFill::make, 1, 1};
   t["aten::zero_"] = {&HeldFill::make_zero, 1, 1};
   t["aten::where.self"] = {&HeldWhere::make, 1, 0};
+  t["aten::mean.dim"] = {&HeldMean::make, 1, 0};
   t["aten::relu"] = {&make_relu, 1, 0};
   t["aten::relu_"] = {&make_relu, 1, 1};
 }

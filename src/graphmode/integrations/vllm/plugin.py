@@ -22,26 +22,34 @@ def platform() -> str | None:
     and allowed (two active ones stop vLLM; `VLLM_PLUGINS=graphmode` decides for ours), and, with one line in the log,
     for a version of vLLM that was not tried.
     """
+    why = why_not()
+    if why is not None:
+        log.log(*why)
+    return _PLATFORM if why is None else None
+
+
+def why_not() -> tuple[int, str] | None:
+    """Why graphmode's platform steps aside here, with the level at which the log says so; None where it does not."""
     from vllm.platforms import cpu_platform_plugin
     from vllm.version import __version__ as version
 
     others = [name for name in (e.name for e in entry_points(group=_GROUP)) if name != "graphmode" and _allowed(name)]
     if others:
-        log.info("graphmode steps aside for the platform plug-in %s", ", ".join(others))
-        return None
+        return logging.INFO, f"graphmode steps aside for the platform plug-in {', '.join(others)}"
     if cpu_platform_plugin() is None:
-        return None
+        return logging.DEBUG, "graphmode steps aside: vLLM's CPU platform is not the one for this installation"
     if not version.startswith(TRIED):
-        log.warning(
-            "graphmode is made for vLLM %s and this is %s: vLLM's own compiler stays in place",
-            " or ".join(f"{v}x" for v in TRIED),
-            version,
+        made_for = " or ".join(f"{v}x" for v in TRIED)
+        return (
+            logging.WARNING,
+            f"graphmode is made for vLLM {made_for} and this is {version}: vLLM's own compiler stays in place",
         )
-        return None
     if torch.__version__.split("+")[0].rpartition(".")[0] != "2.13":
-        log.warning("graphmode is made for torch 2.13 and this is %s: vLLM's own compiler stays", torch.__version__)
-        return None
-    return _PLATFORM
+        return (
+            logging.WARNING,
+            f"graphmode is made for torch 2.13 and this is {torch.__version__}: vLLM's own compiler stays in place",
+        )
+    return None
 
 
 def _allowed(name: str) -> bool:
