@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "copies.h"
+#include "op_kinds.h"
 #include "recorder.h"
 
 namespace graphmode {
@@ -135,6 +137,8 @@ struct Step {
   std::vector<int> lists;            // arguments that are lists of tensors
   std::vector<TensorRef> out;
   std::vector<int> release;  // adopted buffers whose last use this is
+  bool waits = false;        // the results are not there yet when the call returns
+  int pending = -1;          // a wait for an input, which may have been computed by a collective outside
   bool adopts = false;
   bool copies = false;  // the results are new memory, and go where the plan has them
   int8_t autocast = -1;
@@ -268,6 +272,10 @@ class Instance {
       return;
     }
     s.autocast = node.autocast;
+    s.waits = goes_on(full_name(node.op));
+    if (full_name(node.op) == "_c10d_functional::wait_tensor" && node.in.front().value >= 0) {
+      s.pending = t_.buffers[t_.values[node.in.front().value].buffer].input;
+    }
     s.args.reserve(node.args.size());
     for (const auto& a : node.args) {
       const bool tensors = a.isList() && !a.isIntList() && !a.isDoubleList() && !a.isBoolList();
@@ -481,6 +489,9 @@ class Instance {
           stack_[ref.arg].toList().set(ref.item, value);
         }
       }
+      if (s.pending >= 0) {
+        wait({*given_[static_cast<size_t>(s.pending)]});
+      }
       if (s.autocast != autocast_) {
         set_autocast(s.autocast);
         autocast_ = s.autocast;
@@ -489,6 +500,9 @@ class Instance {
         s.op->callBoxed(stack_);
       } else {
         s.op->redispatchBoxed(s.keys, &stack_);
+      }
+      if (s.waits) {
+        wait(tensors_of(stack_));
       }
       if (s.adopts) {
         adopt(s);
@@ -499,6 +513,16 @@ class Instance {
     }
     for (int b : s.release) {
       adopted_[b] = c10::Storage();
+    }
+  }
+
+  // The recorded wait would look for the storages of these tensors, and those that a replay holds have their own.
+  static void wait(const std::vector<at::Tensor>& tensors) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("_c10d_functional::wait_tensor", "")
+                               .typed<at::Tensor(const at::Tensor&)>();
+    for (const auto& t : tensors) {
+      op.call(t);
     }
   }
 

@@ -122,6 +122,14 @@ bool reads_values_unseen(const std::string& name) {
   return names.count(name) > 0;
 }
 
+bool goes_on(const std::string& name) {
+  return name.rfind("_c10d_functional::", 0) == 0 && name != "_c10d_functional::wait_tensor";
+}
+
+bool goes_on_unseen(const std::string& name) {
+  return name.rfind("c10d::", 0) == 0;
+}
+
 bool offset_is_absolute(const std::string& name, const std::vector<c10::IValue>& args) {
   if (name.rfind("aten::as_strided", 0) != 0) {
     return false;

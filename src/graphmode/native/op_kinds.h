@@ -33,6 +33,12 @@ bool changes_metadata(const c10::OperatorHandle& op, const std::string& name);
 // Indexing has an output of fixed size, but for a mask, whose set elements count.
 bool sizes_follow(const std::string& name, const std::vector<c10::IValue>& args);
 
+// A collective that goes on after its call has returned; torch finds it again by the storage of its result.
+bool goes_on(const std::string& name);
+
+// A collective that goes on, and is waited for through an object that no op takes.
+bool goes_on_unseen(const std::string& name);
+
 // A view at an offset counted from the start of the storage, whatever the argument's own offset is.
 bool offset_is_absolute(const std::string& name, const std::vector<c10::IValue>& args);
 

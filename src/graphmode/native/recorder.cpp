@@ -414,6 +414,9 @@ void record(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit:
   if (op.hasTag(at::Tag::dynamic_output_shape) && !sizes_follow(name, args)) {
     tape->refuse(name + " has an output whose size depends on data");
   }
+  if (goes_on_unseen(name)) {
+    tape->refuse(name + " goes on after it returned, and no recorded call waits for it: call it outside the block");
+  }
   const bool lifts = name == "aten::lift_fresh" || name == "aten::lift";
   for (size_t i = 0; i < args.size(); ++i) {
     for_each_tensor(args[i], [&](const at::Tensor& t, int item) {
