@@ -3,7 +3,6 @@
 Real weights for MiniLM and SmolLM2 (from the demo's loaders), seeded random weights for all others.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,14 +71,6 @@ def smollm2_decode(dtype: str) -> Case:
     return Case("SmolLM2-135M decode", dtype, 1, decoder.step, steps[0], steps[1:], rewind, state, calls=200)
 
 
-def smollm2_own_attention() -> Case:
-    """The same step with the attention that transformers picks for eager, which it does not pick under Dynamo."""
-    found = smollm2_decode("bf16")
-    os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = "0"
-    found.model += ", own attention"
-    return found
-
-
 def resnet18() -> Case:
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -130,7 +121,6 @@ PUBLIC: dict[str, Callable[[], Case]] = {
     "vit-tiny": vit_tiny,
     "resnet18": resnet18,
     "smollm2-bf16": lambda: smollm2_decode("bf16"),
-    "smollm2-bf16-own-attention": smollm2_own_attention,
     "smollm2-fp32": lambda: smollm2_decode("fp32"),
 }
 SUITES = {"public": PUBLIC}

@@ -16,9 +16,6 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
-# Otherwise transformers runs other attention ops under Dynamo than in eager, and they round differently.
-os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

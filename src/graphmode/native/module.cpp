@@ -6,7 +6,11 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <cstdlib>  // says whether this is glibc
 #include <sstream>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "executable.h"
 #include "fast_call.h"
@@ -289,12 +293,19 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
   return graph.run(pointers, first.data(), until);
 }
 
+void give_back_free_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   register_held();
   register_extra_held();
   m.attr("torch_version") = TORCH_VERSION;
+  m.def("give_back_free_memory", &give_back_free_memory, py::call_guard<py::gil_scoped_release>());
 
   static py::exception<Diverged> diverged(m, "Diverged");
   static py::exception<Moved> moved(m, "Moved");

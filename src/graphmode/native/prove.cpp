@@ -100,6 +100,8 @@ std::vector<at::Tensor> together(const Values& args, const std::vector<at::Tenso
   return all;
 }
 
+constexpr size_t kVerdicts = 1 << 14;  // some 8 MB
+
 struct Verdict {
   Tier tier = Tier::Boxed;
   std::string held;
@@ -416,6 +418,9 @@ void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
       }
     }
     std::lock_guard<std::mutex> guard(lock());
+    if (verdicts().size() >= kVerdicts) {
+      verdicts().clear();  // sizes without end: proved again where they come again
+    }
     verdicts()[key_] = verdict;
   }
   node.tier = verdict.tier;

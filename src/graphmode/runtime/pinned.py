@@ -7,7 +7,8 @@ graph is captured anew. The runner decides when to capture and what to drop; thi
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,12 +16,14 @@ from graphmode.devices.adapter import Capabilities, DeviceGraph
 from graphmode.runtime.slots import Slots
 
 
-class Pinned(NamedTuple):
+@dataclass
+class Pinned:
     """One graph."""
 
     graph: DeviceGraph
     slots: Slots
     results: list[tuple[int, Any]]  # per result its index among the tensors, or -1 and a constant
+    replays: int = 0
 
 
 class PinnedGraphs:
@@ -62,6 +65,7 @@ class PinnedGraphs:
     def replay(self, pinned: Pinned, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs a graph on a call's values."""
         pinned.slots.fill(args)
+        pinned.replays += 1
         tensors = pinned.graph.replay([a for a in pinned.slots.args if isinstance(a, torch.Tensor)])
         results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
         return self.hand_out(pinned.slots, results, args)

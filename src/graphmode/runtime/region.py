@@ -10,7 +10,6 @@ import itertools
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from graphmode.program.breaks import find_breaks
 from graphmode.program.effects import gives_memory_of_its_own, handed_on, is_opaque, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
+from graphmode.runtime.admission import Admission
 from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.modes import Modes
 from graphmode.runtime.pinned import Pinned, PinnedGraphs
@@ -37,8 +37,10 @@ from graphmode.runtime.slots import Slots
 from graphmode.runtime.verify import difference
 
 _numbers = itertools.count()
-_SIGNATURES_REMEMBERED = 4096  # counts of shapes seen but not captured; older ones start again
+_REFUSALS_REMEMBERED = 4096  # older ones are tried again
 
+_TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
+_OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
 _NO_MODES = Modes()
 
 WithGradients = Callable[[Sequence[Any]], Any]
@@ -72,7 +74,7 @@ class Region:
         self.stretches: list[Region] = []
         self._with_gradients = with_gradients
         self._constants = constants(gm)
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
+        self._admission = Admission(options.capture_after)
         self._written = written_inputs(gm)
         self._lock = threading.RLock()
         self._device = device_named(device if options.device == "auto" else options.device)
@@ -83,6 +85,8 @@ class Region:
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
         self._resumes: dict[int, Resume] = {}  # by number of the graph
+        self._keys: dict[int, Hashable] = {}
+        self._trimmed = 0  # evictions until memory was given back last
         self._ends_with: weakref.ref[torch.nn.Module] | None = None
         if owner is not None:
             self._live_as_long_as(owner)
@@ -156,14 +160,14 @@ class Region:
                 known, line = self.refused[key]
                 return self._live_because(known, line, args)
             ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
-            count = self._seen.pop(key, 0) + 1
-            self._seen[key] = count
-            while len(self._seen) > _SIGNATURES_REMEMBERED:
-                self._seen.popitem(last=False)
+            wanted = ready is None and self._admission.wants(key)
+            too_large = wanted and self._admission.too_large(args, given)
         if self._pinned is not None and ready is not None:
             self.counters.replays += 1
             return self._pinned.replay(ready, args)
-        if count <= self.options.capture_after:
+        if too_large:
+            return self._live_because(_OVER_CAP, None, args)
+        if not wanted:
             self.counters.warmups += 1
             if self._pinned is not None:
                 self._pinned.seen(args)
@@ -186,7 +190,7 @@ class Region:
         found = pinned.find(key, args)
         if found is None and (stale := pinned.drop_moved(key, args)) is not None:
             self._drop(stale)
-            self._seen[key] = self.options.capture_after  # it is captured by this call
+            self._admission.stale(key)  # it is captured by this call
         return found
 
     # --- breaks -------------------------------------------------------------------------------------------------
@@ -233,6 +237,8 @@ class Region:
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
             graph.reset()
+            if isinstance(error, MemoryCapError):
+                self._admission.over_cap(args, self._given(args))
             self._refuse(key, error, located)
             if not self._device.capabilities.capture_executes:
                 return self.live(args)
@@ -251,7 +257,7 @@ class Region:
                 self._split({located.culprit: error.reason})
             else:
                 self.refused[key] = (error.reason, error.line)
-                if len(self.refused) > _SIGNATURES_REMEMBERED:
+                if len(self.refused) > _REFUSALS_REMEMBERED:
                     del self.refused[next(iter(self.refused))]
         self.counters.live_calls += 1
         op = _name(located.culprit.target) if located.culprit is not None else None
@@ -296,10 +302,10 @@ class Region:
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
                 number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
-                self._resumes[number] = resume
+                self._resumes[number], self._keys[number] = resume, key
             self.graphs[number] = graph
             self.counters.captures += 1
-            self._seen.pop(key, None)
+            self._admission.captured(key)
             self._evict()
         return pinned
 
@@ -328,7 +334,7 @@ class Region:
         if arena + need.fixed + ledger.fixed_bytes() > cap:
             raise MemoryCapError(
                 f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}",
-                "the graph needs more bytes than max_bytes allows: raise it, or leave this size live",
+                _OVER_CAP,
             )
 
     def _verify(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
@@ -349,14 +355,22 @@ class Region:
         if keep is None:
             held = self._device.capabilities.max_graphs
             keep = self.options.max_graphs if held is None else min(held, self.options.max_graphs)
-        for number, _, _ in _C.runner_entries(self.run)[keep:]:
+        for number, replays, _ in _C.runner_entries(self.run)[keep:]:
             _C.runner_drop(self.run, number)
+            self._admission.dropped(self._keys[number], replays)
             self.counters.evictions += 1
         kept = {number for number, _, _ in _C.runner_entries(self.run)}
         for number in [n for n in self._resumes if n not in kept]:  # evicted, or dropped by the runner itself
-            del self.graphs[number], self._resumes[number]
+            del self.graphs[number], self._resumes[number], self._keys[number]
         while self._pinned is not None and len(self._pinned.table) > keep:
-            self._drop(self._pinned.table.pop(next(iter(self._pinned.table))).graph)
+            key = next(iter(self._pinned.table))
+            gone = self._pinned.table.pop(key)
+            self._admission.dropped(key, gone.replays)
+            self._drop(gone.graph)
+        if self.counters.evictions - self._trimmed >= _TRIM_EVERY:
+            # What captures and graphs of ever other sizes leave in the heap is too small and scattered to be used.
+            self._trimmed = self.counters.evictions
+            _C.give_back_free_memory()
 
     def _drop(self, gone: DeviceGraph) -> None:
         self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
@@ -372,8 +386,9 @@ class Region:
             self._resumes.clear()
             if self._pinned is not None:
                 self._pinned.table.clear()
+            self._keys.clear()
             self.refused.clear()
-            self._seen.clear()
+            self._admission.clear()
 
     # --- what happened ------------------------------------------------------------------------------------------
 

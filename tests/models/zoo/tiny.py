@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB, POSITIONS = 32, 48, 2, 4, 2, 8, 128, 64
 IMAGE, PATCH, EXPERTS = 32, 8, 4
@@ -65,14 +64,18 @@ def tiny(config_class: type[PretrainedConfig], **given: Any) -> PretrainedConfig
             sizes.pop(name, None)
             if name in _STAGES:
                 sizes[name] = type(default)(_STAGES[name](stage) for stage in range(len(default)))
-        if name.endswith("_token_id") and isinstance(default, int) and default >= VOCAB:
+        if _in_vocabulary(name, default) != default:
             sizes[name] = 1
     sizes |= _grouped_heads(fields)
-    for name, part in (getattr(config_class, "sub_configs_defaults", None) or {}).items():
-        wanted = given.get(name, None if part.optional else {})
+    for name, part in _parts(config_class).items():
+        wanted = given.get(name, None if part is None else {})
         if isinstance(wanted, dict):
             given[name] = _tiny_part(part, **wanted)
     return config_class(**(sizes | given))
+
+
+def _in_vocabulary(name: str, value: Any) -> Any:
+    return 1 if name.endswith("_token_id") and isinstance(value, int) and value >= VOCAB else value
 
 
 def _grouped_heads(fields: dict[str, Any]) -> dict[str, int]:
@@ -83,8 +86,26 @@ def _grouped_heads(fields: dict[str, Any]) -> dict[str, int]:
     return {"num_key_value_heads": HEADS if groups == heads else KV_HEADS}
 
 
-def _tiny_part(part: SubConfigSpec, model_type: str = "", **given: Any) -> PretrainedConfig:
-    if model_type:
+def _parts(config_class: type[PretrainedConfig]) -> dict[str, PretrainedConfig | None]:
+    """The sub-configurations that `config_class` makes by itself; None for those it can have and leaves out."""
+    whole = config_class() if config_class.sub_configs else None
+    return {name: getattr(whole, name, None) for name in config_class.sub_configs}
+
+
+def _tiny_part(part: PretrainedConfig | None, model_type: str = "", **given: Any) -> PretrainedConfig:
+    """A small `part`, or a configuration of another `model_type` in its place."""
+    if model_type or part is None:
         return tiny(CONFIG_MAPPING[model_type], **given)
-    defaults = {name: value for name, value in part.init_kwargs.items() if name not in SIZES}
-    return tiny(part.get_config_class(part.model_type), **(defaults | given))
+    return tiny(type(part), **(_set_by_whole(part) | given))
+
+
+def _set_by_whole(part: PretrainedConfig) -> dict[str, Any]:
+    """What a composite set otherwise than the part's own class does, sizes and what follows from them apart."""
+    made = part.to_dict()
+    sizes = {name: value for name, value in made.items() if name in SIZES or name in _STAGES}
+    own = type(part)(**sizes).to_dict()
+    return {
+        name: _in_vocabulary(name, value)
+        for name, value in made.items()
+        if name not in part.sub_configs and own.get(name, ...) != value
+    }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 _REPORTS = "graphmode.integrations.vllm.reports.ReportingWorker"
+_WORKERS = {"vllm.v1.worker.cpu_worker.CPUWorker": "graphmode.integrations.vllm.memory.GraphsBesideCache"}
 _Cpu: Any = resolve_obj_by_qualname(cpu_platform_plugin())  # the plain one, or AMD's
 
 
@@ -36,12 +37,11 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
         compilation = vllm_config.compilation_config
         asked = compilation.backend == "graphmode"
         default = compilation.backend in ("", "inductor") and compilation.mode is None
-        if not (asked or (default and int(vllm_config.optimization_level) > 0)):
+        off = compilation.mode == CompilationMode.NONE  # enforce_eager, too
+        off = off or (compilation.mode is None and int(vllm_config.optimization_level) == 0)
+        if off or not (asked or default):
             log.info("graphmode leaves compiling to vLLM, as configured: mode %s", compilation.mode)
             return
-        if compilation.mode not in (None, CompilationMode.DYNAMO_TRACE_ONCE, CompilationMode.STOCK_TORCH_COMPILE):
-            log.warning("graphmode needs mode 2 (DYNAMO_TRACE_ONCE), not %s, and sets it", compilation.mode)
-            compilation.mode = None
         _take_options(vllm_config)
         if compilation.mode is None:
             compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
@@ -63,6 +63,7 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
             serve()
             parallel = vllm_config.parallel_config
             parallel.worker_extension_cls = parallel.worker_extension_cls or _REPORTS
+            parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
 
 
 def _take_options(vllm_config: VllmConfig) -> None:

@@ -6,8 +6,6 @@ import logging
 import os
 from importlib.metadata import entry_points
 
-import torch
-
 TRIED = ("0.32.",)  # versions of vLLM that the tests ran with
 _GROUP = "vllm.platform_plugins"
 _PLATFORM = "graphmode.integrations.vllm.platform.GraphmodeCpuPlatform"
@@ -43,11 +41,6 @@ def why_not() -> tuple[int, str] | None:
         return (
             logging.WARNING,
             f"graphmode is made for vLLM {made_for} and this is {version}: vLLM's own compiler stays in place",
-        )
-    if torch.__version__.split("+")[0].rpartition(".")[0] != "2.13":
-        return (
-            logging.WARNING,
-            f"graphmode is made for torch 2.13 and this is {torch.__version__}: vLLM's own compiler stays in place",
         )
     return None
 

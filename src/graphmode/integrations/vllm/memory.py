@@ -1,0 +1,69 @@
+"""What graphs may hold beside vLLM's key-value cache. Decided before anything is compiled, and taken from the cache.
+
+Owns the share; that graphs stay under it is the region's work (`max_bytes`), which knows their bytes before they exist.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import psutil
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from graphmode import _C
+from graphmode.errors import OptionError
+from graphmode.integrations.vllm.plugin import log
+from graphmode.options import resolve, variable
+
+SHARE = 200  # graphs get this part of the cache's memory: with what tracing takes, 98 % of eager's are left to it
+_VARIABLE = variable("max_bytes")
+_derived: str | None = None  # the last cap that was derived in this process
+
+
+class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
+    """vLLM's CPU worker, whose key-value cache leaves room for graphs."""
+
+    def determine_available_memory(self) -> int:
+        """Bytes for the key-value cache.
+
+        Raises:
+            OptionError: `max_bytes`, as given, leaves nothing for the cache.
+        """
+        fixed: int | None = self.cache_config.kv_cache_memory_bytes
+        cap = reserve(int(self.requested_cpu_memory) - _resident() if fixed is None else fixed)
+        available = int(super().determine_available_memory())
+        if fixed is not None:
+            return available  # the user's number is the cache's alone: graphs come on top, as all else does
+        available += _give_back()
+        if cap >= available:
+            raise OptionError(
+                f"max_bytes is {cap:,} and {available:,} bytes are left for graphs and the key-value cache together: "
+                "give a smaller max_bytes, or a larger --gpu-memory-utilization"
+            )
+        log.info("graphs may take %s bytes beside a key-value cache of %s", f"{cap:,}", f"{available - cap:,}")
+        return available - cap
+
+
+def reserve(room: int) -> int:
+    """Sets `max_bytes` for all that is compiled from now on, unless the user set it, and returns it.
+
+    Args:
+        room: bytes that the key-value cache could take.
+    """
+    global _derived
+    if os.environ.get(_VARIABLE) in (None, _derived):  # one process may make several engines
+        os.environ[_VARIABLE] = _derived = str(max(room // SHARE, 1))
+    return resolve().max_bytes
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _give_back() -> int:
+    """Gives the kernel what tracing left behind: bytes that vLLM took for used when it measured."""
+    before = _resident()
+    gc.collect()
+    _C.give_back_free_memory()
+    return max(before - _resident(), 0)
