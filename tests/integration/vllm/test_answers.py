@@ -30,6 +30,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_graph_mode_answers_as_vllm_does_without_a_compiler(kept: dict[str, Any]) -> None:
     cases = {case.batch: case for case in map(answers.restored, kept.values())}
     assert sorted(cases) == [4, 8]

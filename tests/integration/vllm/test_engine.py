@@ -35,7 +35,7 @@ def run(model: str, engine: str, **environment: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("model", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("model", ["llama", pytest.param("qwen2", marks=pytest.mark.slow), "gemma3"])
 def test_graph_mode_gives_eager_s_tokens_and_log_probabilities(model: str) -> None:
     ours, eager = run(model, json.dumps(GRAPHS)), run(model, json.dumps(EAGER))
     assert ours["answers"] == eager["answers"]

@@ -16,6 +16,8 @@ pytest.importorskip("vllm", reason="make install-vllm installs it")
 
 from graphmode.integrations.vllm import memory
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 GIVEN = 256 * MIB
 CAP = "GRAPHMODE_MAX_BYTES"

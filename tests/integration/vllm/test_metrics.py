@@ -31,6 +31,12 @@ def workers(server: Server) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: r["rank"])
 
 
+def huge_pages(process: int) -> int:
+    """Bytes of a process that lie on huge pages."""
+    rolled = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return int(rolled.partition("AnonHugePages:")[2].split()[0]) * 1024
+
+
 def shown(server: Server, replays: int) -> dict[str, dict[str, float]]:
     """The metrics, once every rank shows that many replays; they are written once a second."""
     until = time.monotonic() + 30
@@ -76,9 +82,12 @@ def test_a_server_shows_what_its_worker_counts() -> None:
         assert after["replays"] > before[0]["replays"]
         same(shown(server, after["replays"]), [after])
         assert any(name.startswith("vllm:") for name in server.metrics("vllm:"))
+        if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
+            assert max(map(huge_pages, server.processes())) > 100 * 2**20  # weights and cache of the worker
     assert server.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_each_tensor_parallel_worker_has_its_rank() -> None:
     given = {**DEVELOPMENT, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with serving("llama", "--tensor-parallel-size", "2", environment=given) as server:
@@ -87,6 +96,7 @@ def test_each_tensor_parallel_worker_has_its_rank() -> None:
         same(shown(server, min(r["replays"] for r in reports)), reports)
 
 
+@pytest.mark.slow
 def test_each_of_several_api_servers_shows_them() -> None:
     with serving("llama", "--api-server-count", "2", environment=DEVELOPMENT) as server:
         reports = asked(server)

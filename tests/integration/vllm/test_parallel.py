@@ -102,6 +102,7 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 pytest.importorskip("vllm", reason="make install-vllm installs it")
+pytestmark = pytest.mark.slow
 
 from server import Server, serving  # noqa: E402
 
@@ -150,17 +151,14 @@ def test_collectives_over_shared_memory_are_captured_each_of_them_on_both_ranks(
         assert rank["breaks"] == 0 and rank["live_calls"] == 0 and rank["fallbacks"] == []
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("option", "value"),
     [
         ("MAX_BYTES", "1"),
-        pytest.param("MODE", "eager", marks=SLOW),
-        pytest.param("CAPTURE_AFTER", "4", marks=SLOW),
-        pytest.param("VERIFY", "1", marks=SLOW),  # which would replay each new graph on this rank alone
-        pytest.param("MAX_GRAPHS", "1", marks=SLOW),
+        ("MODE", "eager"),
+        ("CAPTURE_AFTER", "4"),
+        ("VERIFY", "1"),  # which would replay each new graph on this rank alone
+        ("MAX_GRAPHS", "1"),
     ],
 )
 def test_a_rank_alone_that_falls_back_or_captures_at_another_time_makes_nobody_wait(option: str, value: str) -> None:
@@ -200,7 +198,7 @@ def stream(server: Server, at_first: Callable[[], None], got: list[str]) -> None
         got.append(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=SLOW), 1])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_worker_ends_the_service_and_leaves_no_process(rank: int) -> None:
     with serving("llama", "--tensor-parallel-size", str(RANKS), environment=ONE_THREAD) as server:
         for _ in range(2):

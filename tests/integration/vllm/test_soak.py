@@ -11,6 +11,7 @@ from soak import KINDS, Outcome, Sample, fit, growth, shortfalls, soak
 FEW = 12  # graphs; more sizes than that come, so that some are dropped
 
 
+@pytest.mark.slow
 def test_every_client_gets_its_answer_and_nothing_is_left_over() -> None:
     found = soak(200, max_graphs=FEW, period=0.5)
     assert shortfalls(found) == []

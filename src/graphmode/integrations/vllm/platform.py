@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from graphmode.integrations.vllm import pages
 from graphmode.integrations.vllm.metrics import serve
 from graphmode.integrations.vllm.plugin import log
 from graphmode.options import Options, check_names, variable
@@ -61,6 +62,7 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
             log.warning("no graphs: vLLM compiles nothing on the CPU with %s", why)
         elif compilation.backend == "graphmode":
             serve()
+            pages.request()
             parallel = vllm_config.parallel_config
             parallel.worker_extension_cls = parallel.worker_extension_cls or _REPORTS
             parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
