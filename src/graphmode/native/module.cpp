@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cstdlib>  // says whether this is glibc
 #include <sstream>
 #ifdef __GLIBC__
@@ -293,6 +294,24 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
   return graph.run(pointers, first.data(), until);
 }
 
+// Address, dtype, sizes and strides of each tensor: equal bytes, equal places.
+py::bytes places(const std::vector<std::optional<at::Tensor>>& tensors) {
+  std::string found;
+  const auto put = [&](int64_t n) { found.append(reinterpret_cast<const char*>(&n), sizeof(n)); };
+  for (const auto& t : tensors) {
+    put(t.has_value() ? t->dim() : -1);
+    if (t.has_value()) {
+      put(t->has_storage() && t->layout() == at::kStrided ? reinterpret_cast<int64_t>(t->const_data_ptr()) : 0);
+      put(static_cast<int64_t>(t->scalar_type()));
+      std::for_each(t->sizes().begin(), t->sizes().end(), put);
+      if (t->layout() == at::kStrided) {
+        std::for_each(t->strides().begin(), t->strides().end(), put);
+      }
+    }
+  }
+  return found;
+}
+
 void give_back_free_memory() {
 #ifdef __GLIBC__
   malloc_trim(0);
@@ -305,6 +324,7 @@ PYBIND11_MODULE(_C, m) {
   register_held();
   register_extra_held();
   m.attr("torch_version") = TORCH_VERSION;
+  m.def("places", &places);
   m.def("give_back_free_memory", &give_back_free_memory, py::call_guard<py::gil_scoped_release>());
 
   static py::exception<Diverged> diverged(m, "Diverged");

@@ -1,12 +1,13 @@
 """Which sizes are worth a capture: those that come again, and that served once they had a graph.
 
-Owns counts per signature. Knows nothing of graphs; the region calls it under its lock.
+Owns counts per signature. Knows nothing of graphs; the region calls it under its lock. Keys are hashes of signatures: a
+signature has a part for each weight, and a size that is taken for another one only waits longer.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -27,31 +28,35 @@ class Admission:
     sixteen times, and so on. Without that, more sizes than `max_graphs` would capture and drop for ever.
     """
 
-    def __init__(self, capture_after: int) -> None:
+    def __init__(self, capture_after: int, back_off: bool = True) -> None:
         self._after = capture_after
-        self._seen: OrderedDict[Hashable, int] = OrderedDict()
-        self._in_vain: OrderedDict[Hashable, int] = OrderedDict()
+        self._back_off = back_off
+        self._seen: OrderedDict[int, int] = OrderedDict()
+        self._in_vain: OrderedDict[int, int] = OrderedDict()
         self._too_large: list[Form] = []
 
-    def wants(self, key: Hashable) -> bool:
+    def wants(self, key: int) -> bool:
         """Counts one call for which there is no graph; whether it is to be captured."""
         count = self._seen.pop(key, 0) + 1
         _remember(self._seen, key, count)
         vain = self._in_vain.get(key, 0)
         return count > (min(max(self._after, 1) * _DEARER**vain, _AT_MOST) if vain else self._after)
 
-    def captured(self, key: Hashable) -> None:
+    def puts_off(self, key: int) -> bool:
+        """Whether it waits longer than a new size does, for its last graph did not pay."""
+        return key in self._in_vain
+
+    def captured(self, key: int) -> None:
         """A graph serves it from now on."""
         self._seen.pop(key, None)
 
-    def dropped(self, key: Hashable, replays: int) -> None:
+    def dropped(self, key: int, replays: int) -> None:
         """Its graph made room for another one."""
-        if replays >= _PAYS:
-            self._in_vain.pop(key, None)
-        else:
-            _remember(self._in_vain, key, self._in_vain.pop(key, 0) + 1)
+        vain = self._in_vain.pop(key, 0)
+        if replays < _PAYS and self._back_off:
+            _remember(self._in_vain, key, vain + 1)
 
-    def stale(self, key: Hashable) -> None:
+    def stale(self, key: int) -> None:
         """Its graph reads memory that has moved: the next call is captured."""
         self._in_vain.pop(key, None)
         _remember(self._seen, key, max(self._after, self._seen.pop(key, 0)))
@@ -72,7 +77,7 @@ class Admission:
         self._too_large.clear()
 
 
-def _remember(table: OrderedDict[Hashable, int], key: Hashable, count: int) -> None:
+def _remember(table: OrderedDict[int, int], key: int, count: int) -> None:
     table[key] = count
     while len(table) > _REMEMBERED:
         table.popitem(last=False)

@@ -40,6 +40,7 @@ _numbers = itertools.count()
 _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
+_PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
 _NO_MODES = Modes()
 
@@ -74,7 +75,7 @@ class Region:
         self.stretches: list[Region] = []
         self._with_gradients = with_gradients
         self._constants = constants(gm)
-        self._admission = Admission(options.capture_after)
+        self._admission = Admission(options.capture_after, back_off=not options.require)
         self._written = written_inputs(gm)
         self._lock = threading.RLock()
         self._device = device_named(device if options.device == "auto" else options.device)
@@ -85,7 +86,7 @@ class Region:
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
         self._resumes: dict[int, Resume] = {}  # by number of the graph
-        self._keys: dict[int, Hashable] = {}
+        self._keys: dict[int, int] = {}  # hashes of the signatures
         self._trimmed = 0  # evictions until memory was given back last
         self._ends_with: weakref.ref[torch.nn.Module] | None = None
         if owner is not None:
@@ -160,7 +161,8 @@ class Region:
                 known, line = self.refused[key]
                 return self._live_because(known, line, args)
             ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
-            wanted = ready is None and self._admission.wants(key)
+            wanted = ready is None and self._admission.wants(hash(key))
+            put_off = self._admission.puts_off(hash(key))
             too_large = wanted and self._admission.too_large(args, given)
         if self._pinned is not None and ready is not None:
             self.counters.replays += 1
@@ -168,9 +170,11 @@ class Region:
         if too_large:
             return self._live_because(_OVER_CAP, None, args)
         if not wanted:
-            self.counters.warmups += 1
             if self._pinned is not None:
                 self._pinned.seen(args)
+            if put_off:
+                return self._live_because(_PUT_OFF, None, args)
+            self.counters.warmups += 1
             return self.live(args)
         return self._capture(key, args)
 
@@ -190,7 +194,7 @@ class Region:
         found = pinned.find(key, args)
         if found is None and (stale := pinned.drop_moved(key, args)) is not None:
             self._drop(stale)
-            self._admission.stale(key)  # it is captured by this call
+            self._admission.stale(hash(key))  # it is captured by this call
         return found
 
     # --- breaks -------------------------------------------------------------------------------------------------
@@ -237,8 +241,6 @@ class Region:
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
             graph.reset()
-            if isinstance(error, MemoryCapError):
-                self._admission.over_cap(args, self._given(args))
             self._refuse(key, error, located)
             if not self._device.capabilities.capture_executes:
                 return self.live(args)
@@ -290,7 +292,7 @@ class Region:
         slots: Slots | None,
         resume: Resume,
     ) -> Pinned | None:
-        self._check_cap(graph)
+        self._check_cap(graph, args)
         graph.instantiate(poison=self.options.poison)
         if self.options.verify:
             self._verify(graph, args if slots is None else slots.args)
@@ -302,10 +304,10 @@ class Region:
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
                 number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
-                self._resumes[number], self._keys[number] = resume, key
+                self._resumes[number], self._keys[number] = resume, hash(key)
             self.graphs[number] = graph
             self.counters.captures += 1
-            self._admission.captured(key)
+            self._admission.captured(hash(key))
             self._evict()
         return pinned
 
@@ -320,7 +322,7 @@ class Region:
 
         self._ends_with = weakref.ref(owner, bury)
 
-    def _check_cap(self, graph: DeviceGraph) -> None:
+    def _check_cap(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
         """Makes room for a graph under max_bytes, or refuses it."""
         cap = self.options.max_bytes
         if not cap:
@@ -332,6 +334,8 @@ class Region:
             with self._lock:
                 self._evict(keep=len(self.graphs) - 1)
         if arena + need.fixed + ledger.fixed_bytes() > cap:
+            if need.arena + need.fixed > cap:  # by itself, whatever others hold
+                self._admission.over_cap(args, self._given(args))
             raise MemoryCapError(
                 f"the graph needs {need.arena + need.fixed:,} bytes and max_bytes is {cap:,}",
                 _OVER_CAP,
@@ -365,7 +369,7 @@ class Region:
         while self._pinned is not None and len(self._pinned.table) > keep:
             key = next(iter(self._pinned.table))
             gone = self._pinned.table.pop(key)
-            self._admission.dropped(key, gone.replays)
+            self._admission.dropped(hash(key), gone.replays)
             self._drop(gone.graph)
         if self.counters.evictions - self._trimmed >= _TRIM_EVERY:
             # What captures and graphs of ever other sizes leave in the heap is too small and scattered to be used.

@@ -70,6 +70,12 @@ def test_plugins_that_leave_graphmode_out(monkeypatch: pytest.MonkeyPatch) -> No
     assert "VLLM_PLUGINS" in found
 
 
+def test_a_target_for_which_vllm_asks_no_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_TARGET_DEVICE", "cpu")
+    (found,) = check.problems()
+    assert "VLLM_TARGET_DEVICE" in found
+
+
 def test_another_version_is_one_line_and_vllm_s_own_behaviour(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -106,10 +106,19 @@ def test_a_cap_that_leaves_nothing_for_the_cache_stops_the_engine() -> None:
 def test_a_derived_cap_is_not_taken_for_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CAP, "0")
     monkeypatch.delenv(CAP)
-    monkeypatch.setattr(memory, "_derived", None)
-    assert memory.reserve(2000 * MIB) == 10 * MIB
-    assert memory.reserve(1000 * MIB) == 5 * MIB  # the next engine of this process
+    monkeypatch.setenv(memory._DERIVED, "0")
+    monkeypatch.delenv(memory._DERIVED)
+    assert memory.reserve(2000 * MIB) == (10 * MIB, True)
+    assert memory.reserve(1000 * MIB) == (5 * MIB, True)  # the next engine, in this process or one that it starts
     monkeypatch.setenv(CAP, "777")
-    assert memory.reserve(1000 * MIB) == 777
+    assert memory.reserve(1000 * MIB) == (777, False)
     monkeypatch.setenv(CAP, "0")
-    assert memory.reserve(1000 * MIB) == 0  # the user wants none
+    assert memory.reserve(1000 * MIB) == (0, False)  # the user wants none
+
+
+def test_a_second_engine_has_its_share_beside_what_the_first_one_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (CAP, memory._DERIVED):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(memory.ledger, "fixed_bytes", lambda: 3 * MIB)
+    assert memory.reserve(1000 * MIB) == (5 * MIB, True) and int(os.environ[CAP]) >= 8 * MIB

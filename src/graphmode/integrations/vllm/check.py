@@ -29,6 +29,10 @@ def problems() -> list[str]:
     found = [*_unfit_packages(), *_unmet_requirements()]
     if found:
         return found
+    if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
+        return [
+            "VLLM_TARGET_DEVICE is cpu, and vLLM then asks no platform plug-in: unset it, or name the backend yourself"
+        ]
     chosen = os.environ.get("VLLM_PLUGINS")
     if chosen is not None and "graphmode" not in chosen.split(","):
         return [f"VLLM_PLUGINS={chosen!r} does not name graphmode: add it, or unset the variable"]

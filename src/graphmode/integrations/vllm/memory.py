@@ -12,13 +12,15 @@ import psutil
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from graphmode import _C
+from graphmode.devices.adapter import device_named
 from graphmode.errors import OptionError
+from graphmode.inspect.counters import ledger
 from graphmode.integrations.vllm.plugin import log
 from graphmode.options import resolve, variable
 
 SHARE = 200  # graphs get this part of the cache's memory: with what tracing takes, 98 % of eager's are left to it
 _VARIABLE = variable("max_bytes")
-_derived: str | None = None  # the last cap that was derived in this process
+_DERIVED = "GRAPHMODE_VLLM_MAX_BYTES"  # equal to it where it was derived, here or in the process that started this one
 
 
 class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
@@ -31,12 +33,14 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
             OptionError: `max_bytes`, as given, leaves nothing for the cache.
         """
         fixed: int | None = self.cache_config.kv_cache_memory_bytes
-        cap = reserve(int(self.requested_cpu_memory) - _resident() if fixed is None else fixed)
+        cap, derived = reserve(int(self.requested_cpu_memory) - _resident() if fixed is None else fixed)
         available = int(super().determine_available_memory())
         if fixed is not None:
             return available  # the user's number is the cache's alone: graphs come on top, as all else does
         available += _give_back()
-        if cap >= available:
+        if derived:
+            cap = min(cap, available // SHARE)  # the measuring run may have taken most of the room
+        elif cap >= available:
             raise OptionError(
                 f"max_bytes is {cap:,} and {available:,} bytes are left for graphs and the key-value cache together: "
                 "give a smaller max_bytes, or a larger --gpu-memory-utilization"
@@ -45,16 +49,21 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
         return available - cap
 
 
-def reserve(room: int) -> int:
-    """Sets `max_bytes` for all that is compiled from now on, unless the user set it, and returns it.
+def reserve(room: int) -> tuple[int, bool]:
+    """Sets `max_bytes` for all that is compiled from now on, unless the user set it.
 
     Args:
         room: bytes that the key-value cache could take.
+
+    Returns:
+        Bytes that graphs may take beside what they hold already, and whether they were derived here.
     """
-    global _derived
-    if os.environ.get(_VARIABLE) in (None, _derived):  # one process may make several engines
-        os.environ[_VARIABLE] = _derived = str(max(room // SHARE, 1))
-    return resolve().max_bytes
+    if os.environ.get(_VARIABLE) not in (None, os.environ.get(_DERIVED)):
+        return resolve().max_bytes, False
+    share = max(room // SHARE, 1)
+    held = device_named("cpu").pool_bytes() + ledger.fixed_bytes()  # by another engine of this process
+    os.environ[_VARIABLE] = os.environ[_DERIVED] = str(held + share)
+    return share, True
 
 
 def _resident() -> int:

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from prometheus_client import REGISTRY, mmap_dict, multiprocess
 
 from graphmode.inspect.report import Report, report
 from graphmode.integrations.vllm import reports
+from graphmode.integrations.vllm.plugin import log
 
 _FOLDER = "GRAPHMODE_VLLM_METRICS"  # where the processes of one server meet; they inherit it
 _OF_VLLM = "PROMETHEUS_MULTIPROC_DIR"  # where they meet if vLLM's do: several API servers, or set by the user
@@ -102,7 +104,9 @@ class _Watch:
     """The thread that writes, in a process that may compile."""
 
     def __init__(self) -> None:
+        self._process = os.getpid()
         self._files: Files | None = None
+        self._writes = True
         self._summaries = reports.Summaries()
         self._asked = reports.asked_by_signal()
         self._lock = threading.Lock()
@@ -111,14 +115,21 @@ class _Watch:
 
     def _run(self) -> None:
         while True:
-            asked = self._asked.wait(_PERIOD)
-            self._asked.clear()
+            time.sleep(_PERIOD)
             now = report()
-            if asked:
+            if self._asked.take():
                 reports.log_report(now)
             if reports.compiled(now):
-                self._write(now)
                 self._summaries.see(now)
+                if self._writes:
+                    self._try_to_write(now)
+
+    def _try_to_write(self, now: Report) -> None:
+        try:
+            self._write(now)
+        except OSError as error:
+            self._writes = False
+            log.warning("graphmode's counts are not in /metrics: %s", error)
 
     def _write(self, now: Report) -> None:
         folder = os.environ.get(_OF_VLLM) or os.environ[_FOLDER]
@@ -128,6 +139,8 @@ class _Watch:
             self._files.write(now)
 
     def _end(self) -> None:
+        if os.getpid() != self._process:
+            return  # a fork's exit is not ours
         now = report()
         if reports.compiled(now):
             self._summaries.end(now)

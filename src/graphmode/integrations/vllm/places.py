@@ -25,7 +25,7 @@ class Place:
     """What has to be as it was at the capture. Tensors: address, sizes, strides, dtype; anything else: the value."""
 
     modes: tuple[int, ...]
-    weights: list[int]
+    weights: bytes  # of `_C.places`
     inputs: dict[int | str, Any]
 
     def difference(self, now: Place) -> str:

@@ -50,12 +50,28 @@ def route_log() -> None:
         core_log.propagate = False
 
 
-def asked_by_signal() -> threading.Event:
-    """Set by SIGUSR1 from now on. Whoever handles that signal already goes on doing so."""
-    asked = threading.Event()
+class Asked:
+    """Whether somebody asked since last time. No lock: a signal's handler may interrupt its own thread anywhere."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def ask(self) -> None:
+        """Called by the handler."""
+        self._asked = True
+
+    def take(self) -> bool:
+        """Called by the thread that answers."""
+        asked, self._asked = self._asked, False
+        return asked
+
+
+def asked_by_signal() -> Asked:
+    """Told of SIGUSR1 from now on. A handler that Python knows of stays in its place."""
+    asked = Asked()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        asked.set()  # no more: the signal may have come while this thread holds a lock that a report takes
+        asked.ask()
 
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL:

@@ -198,7 +198,8 @@ class StaticGraphs:
                     moved = entry.place.difference(place)
                 entry.elsewhere = None if fits else place  # where it is twice in a row, it is captured anew
         if entry is not None and fits:
-            self._replay(key, entry)
+            with self._lock:  # nobody resets it meanwhile; and one memory serves one replay at a time
+                self._replay(key, entry)
             return each_tensor(entry.outputs, _same)
         if moved is not None:
             return self._live_because(moved, None, args, kwargs)
@@ -223,7 +224,7 @@ class StaticGraphs:
             raise NoPlace("a torch dispatch mode looks at the call, and would not see a replay")
         inputs: dict[int | str, Any] = {i: where(a) for i, a in enumerate(args)}
         inputs.update((name, where(value)) for name, value in kwargs.items())
-        weights = [t.data_ptr() for own, name in self._weights if (t := own.get(name)) is not None]
+        weights = _C.places([own.get(name) for own, name in self._weights])
         return Place(_C.mode_bits(), weights, inputs)
 
     def _live_because(self, reason: str, line: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -364,7 +365,8 @@ class StaticGraphs:
 
     def bytes(self) -> list[GraphBytes]:
         """Memory of each graph held."""
-        return [g.bytes() for g in self.graphs.values()]
+        with self._lock:
+            return [g.bytes() for g in self.graphs.values()]
 
     def count(self) -> Counters:
         """The counters, replays included."""
