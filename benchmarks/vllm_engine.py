@@ -16,6 +16,8 @@ PEERS: dict[str, dict[str, Any]] = {  # the engine's arguments; the plug-in is a
     "default": {},
     "empty": {"compilation_config": {"mode": 2, "backend": "eager", "custom_ops": ["all"]}},
     "graphmode": {},
+    "eager-huge-pages": {"enforce_eager": True},
+    "graphmode-small-pages": {},
 }
 VOCABULARY = 40_000  # prompts are random tokens below it
 
@@ -23,9 +25,10 @@ VOCABULARY = 40_000  # prompts are random tokens below it
 def environment(peer: str, folder: Path) -> dict[str, str]:
     """Of a worker: caches of its own in `folder`, so that a start is cold unless the folder is used again."""
     # What the plug-in sets for vLLM's own processes; this one starts before the plug-in is asked.
-    ours = {"VLLM_PLUGINS": "graphmode", **VARIABLES} if peer == "graphmode" else {"VLLM_PLUGINS": ""}
+    huge = VARIABLES if peer in ("graphmode", "eager-huge-pages") else {}
     return {
-        **ours,
+        "VLLM_PLUGINS": "graphmode" if peer.startswith("graphmode") else "",
+        **huge,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CACHE_ROOT": str(folder / "vllm"),
@@ -75,7 +78,7 @@ class Engine:
             "kv_tokens": cache.num_gpu_blocks * cache.block_size,
             "rss_mb": int(fields["VmRSS"].split()[0]) / 1024,
         }
-        if self.peer == "graphmode":
+        if self.peer.startswith("graphmode"):
             import graphmode
 
             report = graphmode.report()
