@@ -98,12 +98,12 @@ if __name__ in ("__main__", "__mp_main__"):
 
 # --- tests ------------------------------------------------------------------------------------------------------------
 
-import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 pytest.importorskip("vllm", reason="make install-vllm installs it")
 pytestmark = pytest.mark.slow
 
+import psutil  # noqa: E402
 from server import Server, serving  # noqa: E402
 
 EAGER = json.dumps({"enforce_eager": True})
