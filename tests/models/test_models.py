@@ -29,7 +29,7 @@ SUBSET = (
 def rows(request: pytest.FixtureRequest) -> dict[str, Row]:
     """The rows of the selected cases, run in child processes before the first of them is looked at."""
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
-    names = [str(item.callspec.params["name"]) for item in items if "rows" in item.fixturenames]
+    names = [str(item.callspec.params["name"]) for item in items if item.function is test_identical_to_eager]
     cases = [(name, CASES[name].family) for name in names]
     return {row.name: row for row in run_isolated(cases, BACKEND, timeout=120.0)}
 
