@@ -17,7 +17,7 @@ import tables
 from rich.console import Console
 from rich.table import Table
 from timing import median, p90
-from vllm_engine import PEERS, Engine, environment
+from vllm_engine import PARTS, PEERS, Engine, environment
 from workers import Worker
 
 HERE = Path(__file__).parent
@@ -50,9 +50,10 @@ def starts(peers: Sequence[str], model: str, rounds: int, console: Console) -> d
 
 def steps(
     peers: Sequence[str], model: str, batches: Sequence[int], blocks: int, rounds: int, console: Console
-) -> tuple[dict[str, dict[int, list[float]]], dict[str, Any]]:
-    """Medians of blocks in ms, per peer and batch; and each engine's state at its end."""
+) -> tuple[dict[str, dict[int, list[float]]], dict[str, list[dict[str, float]]], dict[str, Any]]:
+    """Medians of blocks in ms, per peer and batch; parts of a step at the first size; each engine's last state."""
     found: dict[str, dict[int, list[float]]] = {p: {b: [] for b in batches} for p in peers}
+    parts: dict[str, list[dict[str, float]]] = {p: [] for p in peers}
     states: dict[str, Any] = {}
     for number in range(rounds):
         folder = Path(tempfile.mkdtemp(prefix="graphmode-vllm-"))
@@ -67,12 +68,15 @@ def steps(
                         seconds = workers[peer].call("steps", batch, TOKENS)
                         found[peer][batch].append(median(seconds) * 1000)
                 console.print(f"round {number + 1}: batch {batch} done", style="dim")
+            for turn in range(3):
+                for peer in rotated(list(workers), number + turn):
+                    parts[peer].append(workers[peer].call("parts", batches[0], TOKENS))
             states = {p: w.call("state") for p, w in workers.items()}
         finally:
             for worker in workers.values():
                 worker.close()
             shutil.rmtree(folder, ignore_errors=True)
-    return found, states
+    return found, parts, states
 
 
 def rotated(items: Sequence[str], by: int) -> list[str]:
@@ -97,6 +101,19 @@ def step_table(found: dict[str, dict[int, list[float]]], batches: Sequence[int])
         cells = [f"{median(found[p][b]):.2f} ({p90(found[p][b]):.2f})" for p in found]
         cells += [f"{ratio(found['graphmode'][b], found[p][b]):.3f}" for p in compared]
         table.add_row(str(b), *cells)
+    return table
+
+
+def part_table(found: dict[str, list[dict[str, float]]], batch: int) -> Table:
+    title = f"where a step goes at batch {batch}, ms: medians, with the clocks' own time"
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("")
+    for peer in found:
+        table.add_column(peer, justify="right")
+    for part in ("step", *PARTS):
+        table.add_row(part, *(f"{median([row[part] for row in rows]):.2f}" for rows in found.values()))
+    rest = [[row["step"] - sum(row[part] for part in PARTS) for row in rows] for rows in found.values()]
+    table.add_row("the rest, vLLM's Python", *(f"{median(rows):.2f}" for rows in rest))
     return table
 
 
@@ -141,13 +158,23 @@ def main(
     }
     console.print(machine.describe(head["machine"]), highlight=False)
     folder = model or smollm2()
-    timed, states = steps(chosen, folder, sizes, blocks, rounds, console) if sizes else ({}, {})
+    timed, parts, states = steps(chosen, folder, sizes, blocks, rounds, console) if sizes else ({}, {}, {})
     started = starts(chosen, folder, start_rounds, console) if start_rounds else {}
     if timed:
         console.print(step_table(timed, sizes))
+        console.print(part_table(parts, sizes[0]))
     console.print(start_table(started, states))
     if file:
-        rows = [{"peer": p, "step_ms": timed.get(p), "start_s": started.get(p), "state": states.get(p)} for p in chosen]
+        rows = [
+            {
+                "peer": p,
+                "step_ms": timed.get(p),
+                "parts_ms": parts.get(p),
+                "start_s": started.get(p),
+                "state": states.get(p),
+            }
+            for p in chosen
+        ]
         machine.write(file, head, rows)
 
 

@@ -3,7 +3,9 @@
 Knows one peer at a time; the turns of the peers are `vllm.py`'s.
 """
 
+import functools
 import random
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -18,6 +20,16 @@ PEERS: dict[str, dict[str, Any]] = {  # the engine's arguments; the plug-in is a
     "graphmode": {},
     "eager-huge-pages": {"enforce_eager": True},
     "graphmode-small-pages": {},
+    "graphmode-one-by-one": {},
+}
+PARTS = {  # of a step, in vLLM 0.32: what its CPU model runner, its model and its scheduler do
+    "model": ("runner", "_model_forward"),
+    "logits": ("model", "compute_logits"),
+    "inputs": ("runner", "_prepare_inputs"),
+    "metadata": ("runner", "_build_attention_metadata"),
+    "sampling": ("executor", "sample_tokens"),
+    "schedule": ("scheduler", "schedule"),
+    "outputs": ("scheduler", "update_from_output"),
 }
 VOCABULARY = 40_000  # prompts are random tokens below it
 
@@ -25,10 +37,12 @@ VOCABULARY = 40_000  # prompts are random tokens below it
 def environment(peer: str, folder: Path) -> dict[str, str]:
     """Of a worker: caches of its own in `folder`, so that a start is cold unless the folder is used again."""
     # What the plug-in sets for vLLM's own processes; this one starts before the plug-in is asked.
-    huge = VARIABLES if peer in ("graphmode", "eager-huge-pages") else {}
+    huge = VARIABLES if peer in ("graphmode", "graphmode-one-by-one", "eager-huge-pages") else {}
+    one_by_one = {"GRAPHMODE_FUEL": "0"} if peer == "graphmode-one-by-one" else {}
     return {
         "VLLM_PLUGINS": "graphmode" if peer.startswith("graphmode") else "",
         **huge,
+        **one_by_one,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_CACHE_ROOT": str(folder / "vllm"),
@@ -68,6 +82,33 @@ class Engine:
             engine.step()
             seconds.append(time.perf_counter() - start)
         return seconds[2:-1]
+
+    def parts(self, batch: int, tokens: int) -> dict[str, float]:
+        """Median ms of each part of a decode step; `step` is the whole."""
+        core = self.llm.llm_engine.engine_core.engine_core
+        runner = core.model_executor.driver_worker.worker.model_runner
+        owners = {"runner": runner, "model": runner.model, "executor": core.model_executor, "scheduler": core.scheduler}
+        spent: dict[str, list[float]] = {part: [] for part in PARTS}
+
+        def timed(part: str, call: Any) -> Any:
+            @functools.wraps(call)
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                start = time.perf_counter()
+                try:
+                    return call(*args, **kwargs)
+                finally:
+                    spent[part].append(time.perf_counter() - start)
+
+            return wrapper
+
+        for part, (owner, name) in PARTS.items():
+            setattr(owners[owner], name, timed(part, getattr(owners[owner], name)))
+        try:
+            step = self.steps(batch, tokens)
+        finally:
+            for owner, name in PARTS.values():
+                delattr(owners[owner], name)
+        return {part: statistics.median(s) * 1000 for part, s in {"step": step, **spent}.items()}
 
     def state(self) -> dict[str, Any]:
         """Tokens that the key-value cache holds, memory in MB, and what graphmode counted."""

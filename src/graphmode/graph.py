@@ -91,6 +91,7 @@ class Graph:
         self._on_own_thread("capture_end")
         self._leave()
         try:
+            self._graph.fuse(resolve().fuel)
             self._graph.capture_end(None)
         except CaptureError:
             self._graph.reset()

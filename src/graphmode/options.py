@@ -40,6 +40,11 @@ class Options:
     max_bytes: int = _option(
         0, "bytes the arena and constants of all graphs may take, 0 for no cap; a graph over it runs live"
     )
+    fuel: int = _option(
+        1_000_000,
+        "runs of small calls that each graph may turn into one kernel, from the first; 0 for none. Halve it again and "
+        "again to find one that you suspect",
+    )
     require: bool = _option(False, "raise FallbackError where something would run outside a graph")
     poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")
     verify: bool = _option(

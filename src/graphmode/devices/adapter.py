@@ -57,6 +57,10 @@ class DeviceGraph(abc.ABC):
             CaptureError: when the work can't be a graph.
         """
 
+    def fuse(self, most: int) -> None:
+        """Before capture_end: how many runs of calls the device may turn into one kernel each."""
+        return
+
     def refusal(self) -> bool:
         """Whether the capture under way met something that can't be captured."""
         return False

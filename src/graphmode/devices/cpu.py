@@ -31,6 +31,7 @@ class CpuGraph(DeviceGraph):
         self._needs: Callable[[int], tuple[list[int], list[int]]] | None = None
         self._generators: list[torch.Generator] = []
         self._handed_on: list[int] = []
+        self._fuel = 0
 
     def register_generator(self, generator: torch.Generator) -> None:
         """A generator that the block may draw from, besides the default one."""
@@ -45,6 +46,9 @@ class CpuGraph(DeviceGraph):
 
     def hand_on(self, positions: Sequence[int]) -> None:
         self._handed_on = list(positions)
+
+    def fuse(self, most: int) -> None:
+        self._fuel = most
 
     def go_on_with(self, needs: Callable[[int], tuple[list[int], list[int]]]) -> None:
         self._needs = needs
@@ -81,7 +85,7 @@ class CpuGraph(DeviceGraph):
                 raise CaptureError("nothing was captured: the block computes nothing on the CPU")
         else:
             capture.outputs(list(outputs))
-        plan = capture.plan(self._needs)
+        plan = capture.plan(self._needs, self._fuel)
         reason, line = capture.refusal
         if reason:
             raise CaptureError(reason + (f" ({line})" if line else ""), reason, line)

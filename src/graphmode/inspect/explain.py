@@ -46,7 +46,8 @@ _CURES = (
 class RegionRow:
     """One compiled region: one of Dynamo's graphs, or a stretch of one between two breaks."""
 
-    calls: int  # calls to the device that a replay makes
+    calls: int  # calls that a replay makes
+    fused: int  # of the program's, run by kernels that do several
     held: int  # by a kernel bound once
     out: int  # by an out-variant
     boxed: int  # by a boxed call
@@ -100,11 +101,12 @@ class Explanation:
 
     def _regions(self) -> Table:
         table = Table(title="regions")
-        for head in ("calls in a replay", "held", "out", "boxed", "shapes", "arena", "outputs", "constants", "capture"):
+        tiers = ("fused", "held", "out", "boxed")
+        for head in ("calls in a replay", *tiers, "shapes", "arena", "outputs", "constants", "capture"):
             table.add_column(head, justify="right")
         for r in self.regions:
-            table.add_row(*map(str, (r.calls, r.held, r.out, r.boxed, r.shapes)), f"{r.arena:,}", f"{r.outputs:,}",
-                          f"{r.fixed:,}", f"{r.capture_seconds * 1e3:.1f} ms")  # fmt: skip
+            counts = (r.calls, r.fused, r.held, r.out, r.boxed, r.shapes, r.arena, r.outputs, r.fixed)
+            table.add_row(*(f"{n:,}" for n in counts), f"{r.capture_seconds * 1e3:.1f} ms")
         return table
 
     def _breaks(self) -> Table:
@@ -175,7 +177,8 @@ def _row(region: Counted) -> RegionRow | None:
         return None
     largest = max(plans, key=lambda p: p.arena_bytes)
     return RegionRow(
-        calls=largest.held + largest.out + largest.boxed,
+        calls=largest.chains + largest.held + largest.out + largest.boxed,
+        fused=largest.fused,
         held=largest.held,
         out=largest.out,
         boxed=largest.boxed,

@@ -182,8 +182,21 @@ class Instance {
     boxed_.resize(t_.boxed);
     adopted_.resize(t_.buffers.size());
     steps_.reserve(t_.nodes.size());
+    auto chain = plan_.chains.begin();
     for (size_t i = 0; i < t_.nodes.size(); ++i) {
-      add_step(static_cast<int>(i));
+      const auto node = static_cast<int>(i);
+      if (chain == plan_.chains.end() || node < chain->begin) {
+        add_step(node);
+        order_.push_back(node);
+        continue;
+      }
+      steps_.emplace_back();
+      steps_.back().node = node;
+      if (node == chain->end) {
+        add_chain(*chain, steps_.back());
+        order_.push_back(node);
+        ++chain;
+      }
     }
     std::vector<int> last(t_.buffers.size(), -1);
     for (size_t i = 0; i < t_.buffers.size(); ++i) {
@@ -226,7 +239,11 @@ class Instance {
       at::AutoDispatchBelowADInplaceOrView below;
       at::NoGradGuard no_grad;
       Autocast as_before(&autocast_);
-      for (; i < end; ++i) {
+      for (const int at : order_) {
+        if (at >= end) {
+          break;
+        }
+        i = at;
         execute(steps_[i]);
       }
     } catch (Diverged& d) {
@@ -333,6 +350,16 @@ class Instance {
         s.adopts = s.adopts || ref.boxed >= 0 || made_here(ref, index);
       }
     }
+  }
+
+  void add_chain(const RowChain& chain, Step& s) {
+    std::vector<at::Tensor> tensors;
+    for (int value : chain.places) {
+      tensors.push_back(held_value(value));
+    }
+    s.tier = Tier::Held;
+    s.owned = make_row_kernel(chain.program, std::move(tensors));
+    s.kernel = s.owned.get();
   }
 
   bool made_here(const TensorRef& ref, int index) const {
@@ -594,7 +621,8 @@ class Instance {
   std::vector<Binding> bindings_;
   std::vector<int> fresh_;  // buffers that get new memory at each replay
   std::vector<const Slot*> fixed_;
-  std::vector<Step> steps_;
+  std::vector<Step> steps_;  // one per node
+  std::vector<int> order_;   // those that run: of a chain, the last
   torch::jit::Stack stack_;
   at::ArrayRef<const at::Tensor*> given_;  // this call's inputs
   int8_t autocast_ = -1;                   // as it is set while the steps run

@@ -7,6 +7,7 @@
 #include "arena.h"
 #include "held.h"
 #include "planner.h"
+#include "row_chains.h"
 #include "tape.h"
 
 namespace graphmode {
@@ -64,11 +65,13 @@ struct Plan {
   bool splits_work = false;  // a value is large enough for torch to give it to several threads
   // Extent, in bytes relative to the input's first element, that the graph touches.
   std::vector<std::pair<int64_t, int64_t>> input_extent;
-  int held = 0, out = 0, boxed = 0;  // steps by tier
+  std::vector<RowChain> chains;                 // in order; their nodes run as one kernel each
+  int held = 0, out = 0, boxed = 0, fused = 0;  // nodes by what runs them
 };
 
 // Fixes kinds, lifetimes and offsets. Throws c10::Error when the tape can't be a graph.
-std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs);
+// `fuel`: how many runs of calls may become one kernel each.
+std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs, int fuel);
 
 // The outputs of a replay, with eager's relations between them: shared memory, version counters, views for autograd.
 // `storages`: per buffer, for those that are not inputs. `boxed`: per boxed value.
@@ -90,7 +93,7 @@ class Executable {
   }
   // Replays on these inputs (one per declared input; ignored where not plain) and returns the outputs. Thread-safe.
   // `first`: the address of each one's first element.
-  // `until`: stop before this node; -1 for all.
+  // `until`: stop before this node, or before the chain that holds it; -1 for all.
   std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until = -1);
   size_t instances();
 

@@ -170,6 +170,7 @@ class Capture {
             tape_->refuse("a tensor that is still held was written by something the recorder did not see");
           }
           b.kind = BufferKind::Fixed;
+          b.survives = true;
           b.fixed = c10::Storage(std::move(alive));
         }
       }
@@ -201,14 +202,14 @@ class Capture {
   }
 
   using Needs = std::function<std::pair<std::vector<int>, std::vector<int>>(int)>;
-  std::shared_ptr<Plan> plan(Needs needs) {
+  std::shared_ptr<Plan> plan(Needs needs, int fuel) {
     for (auto& b : tape_->buffers) {
       b.seen.reset();
     }
     tape_->by_storage.clear();
     tape_->boxed_by_impl.clear();
     tape_->met_index.clear();
-    auto plan = make_plan(tape_, outputs_);
+    auto plan = make_plan(tape_, outputs_, fuel);
     plan->needs = std::move(needs);
     return plan;
   }
@@ -240,10 +241,12 @@ std::string describe_value(const Plan& plan, int id) {
   s << "%" << id << ":" << c10::toString(c10::typeMetaToScalarType(v.dtype)) << c10::IntArrayRef(v.sizes) << "@";
   if (b.kind == BufferKind::Temp && b.adopted) {
     s << "adopted";
+  } else if (b.kind == BufferKind::Temp && plan.offsets[v.buffer] < 0) {
+    s << "registers";
   } else {
     s << kinds[static_cast<int>(b.kind)];
   }
-  if (b.kind == BufferKind::Temp && !b.adopted) {
+  if (b.kind == BufferKind::Temp && !b.adopted && plan.offsets[v.buffer] >= 0) {
     s << "+" << plan.offsets[v.buffer] + v.offset * static_cast<int64_t>(v.dtype.itemsize());
   } else if (b.kind == BufferKind::Input) {
     s << b.input;
@@ -261,10 +264,18 @@ std::string describe(const Plan& plan, const TensorRef& ref) {
 py::list node_rows(const Plan& plan) {
   static const char* tiers[] = {"held", "out", "boxed"};
   py::list rows;
+  auto chain = plan.chains.begin();
+  int index = 0;
   for (const auto& node : plan.tape->nodes) {
+    while (chain != plan.chains.end() && chain->end < index) {
+      ++chain;
+    }
+    const bool fused = chain != plan.chains.end() && chain->begin <= index;
+    ++index;
     py::dict row;
     row["op"] = c10::toString(node.op.operator_name());
-    row["tier"] = node.kind == NodeKind::Lift ? "lift" : tiers[static_cast<int>(node.tier)];
+    row["tier"] = fused ? "fused" : node.kind == NodeKind::Lift ? "lift" : tiers[static_cast<int>(node.tier)];
+    row["chain"] = fused ? static_cast<int>(chain - plan.chains.begin()) : -1;
     py::list in, out;
     for (const auto& ref : node.in) {
       in.append(describe(plan, ref));
@@ -350,6 +361,8 @@ PYBIND11_MODULE(_C, m) {
       .def_readonly("held", &Plan::held)
       .def_readonly("out", &Plan::out)
       .def_readonly("boxed", &Plan::boxed)
+      .def_readonly("fused", &Plan::fused)
+      .def_property_readonly("chains", [](const Plan& p) { return p.chains.size(); })
       .def_readonly("mutated_inputs", &Plan::mutated_inputs)
       .def_property_readonly("inputs", [](const Plan& p) { return p.tape->inputs.size(); })
       .def_property_readonly("random_nodes", [](const Plan& p) { return p.tape->random_nodes; })
@@ -362,7 +375,7 @@ PYBIND11_MODULE(_C, m) {
       .def("end", &Capture::end)
       .def("outputs", &Capture::outputs)
       .def("fix_survivors", &Capture::fix_survivors)
-      .def("plan", &Capture::plan, py::arg("needs") = nullptr)
+      .def("plan", &Capture::plan, py::arg("needs") = nullptr, py::arg("fuel") = 0)
       .def("generator", &Capture::generator)
       .def("at", &Capture::at)
       .def("find", &Capture::find)
@@ -383,7 +396,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("pause_recording", &pause_recording, py::arg("pause"));
   m.def("is_capturing", [] { return recording() != nullptr; });
   m.def("is_plain", [](const at::Tensor& t) { return is_plain(t); });
-  m.def("forget_proofs", &forget_proofs);
+  m.def("forget_proofs", [] {
+    forget_proofs();
+    forget_row_proofs();
+  });
   m.def("arena_bytes", &arena_bytes);
   m.def("arena_blocks", &arena_blocks);
   m.def("held_ops", [] {

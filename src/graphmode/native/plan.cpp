@@ -22,7 +22,7 @@ std::pair<int64_t, int64_t> extent_bytes(const Value& v) {
 }
 }  // namespace
 
-std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs) {
+std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRef> outputs, int fuel) {
   auto plan = std::make_shared<Plan>();
   auto& t = *tape;
   const int end = static_cast<int>(t.nodes.size());
@@ -38,12 +38,27 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
       }
     }
   }
+  std::vector<bool> inside(t.buffers.size(), false);
+  if (t.refusal.empty()) {
+    plan->chains = find_row_chains(t, fuel);
+  }
+  for (const auto& chain : plan->chains) {
+    plan->fused += chain.end - chain.begin + 1;
+    for (int b : chain.inside) {
+      inside[b] = true;
+    }
+    for (int v : chain.places) {  // a row is written while others have not been read
+      auto& b = t.buffers[t.values[v].buffer];
+      b.first = std::min(b.first, chain.begin);
+      b.last = std::max(b.last, chain.end);
+    }
+  }
   plan->offsets.assign(t.buffers.size(), -1);
   std::vector<Lifetime> lifetimes;
   std::vector<int> which;
   for (size_t i = 0; i < t.buffers.size(); ++i) {
     auto& b = t.buffers[i];
-    if (b.kind == BufferKind::Temp && !b.adopted) {
+    if (b.kind == BufferKind::Temp && !b.adopted && !inside[i]) {
       lifetimes.push_back({static_cast<int64_t>(b.nbytes), b.first, b.last});
       which.push_back(static_cast<int>(i));
     } else if (b.kind == BufferKind::Output) {
@@ -116,6 +131,11 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
   }
   for (auto& m : t.met) {
     plan->met_written_from.push_back(first_write[t.values[m.value].buffer]);
+  }
+  for (const auto& chain : plan->chains) {
+    for (int n = chain.begin; n <= chain.end; ++n) {
+      --(t.nodes[n].tier == Tier::Held ? plan->held : plan->out);
+    }
   }
   plan->outputs = std::move(outputs);
   plan->tape = std::move(tape);

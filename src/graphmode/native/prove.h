@@ -24,7 +24,8 @@ class Proof {
 // it.
 std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op);
 
-// Forgets what was proved (tests).
+// Forgets what was proved (tests), of single calls and of rows of calls.
 void forget_proofs();
+void forget_row_proofs();
 
 }  // namespace graphmode

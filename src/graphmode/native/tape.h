@@ -30,6 +30,7 @@ struct Buffer {
   bool written = false;       // by a recorded node
   bool adopted = false;       // made by a kernel without an out-variant: memory comes with each call
   int made_by = -1;           // the node that allocated it
+  bool survives = false;      // of a raw graph: made inside, and still held
   bool absolute = false;      // a call counted from the start of the storage: it must lie as it lay at capture
   c10::Storage fixed;         // for Fixed: keeps the memory alive
   c10::weak_intrusive_ptr<c10::StorageImpl> seen;  // identity while recording; keeps no memory

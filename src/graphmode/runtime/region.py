@@ -223,6 +223,7 @@ class Region:
         located = Located(self.gm, graph)
         graph.go_on_with(located.resume.needs)
         graph.hand_on(self._given(args))
+        graph.fuse(self.options.fuel)
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]

@@ -263,6 +263,7 @@ class StaticGraphs:
     def _capture(self, key: Hashable, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = time.perf_counter()
         graph = self._device.graph()
+        graph.fuse(self.options.fuel)
         unseen = _NoteUnseen() if self._executes else None  # what only records has no values that Python could read
         outputs, recorded = None, False
         try:

@@ -1,0 +1,292 @@
+// Whether a row kernel gives the bits that its calls give one by one.
+#include <ATen/Parallel.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <bit>
+#include <cstring>
+#include <mutex>
+#include <sstream>
+
+#include "op_kinds.h"
+#include "prove.h"
+#include "recorder.h"
+#include "row_chains.h"
+
+namespace graphmode {
+
+namespace {
+
+constexpr int kRounds = 8;
+constexpr int64_t kRows = 64;  // at least so many: another order, or another rounding, gives now and then the same bits
+constexpr size_t kVerdicts = 1 << 12;
+
+struct Verdict {
+  int lanes = 0;
+  int right = 0;  // how many calls, from the first, have the bits that they give one by one
+};
+
+std::mutex& lock() {
+  static std::mutex m;
+  return m;
+}
+std::unordered_map<std::string, Verdict>& verdicts() {
+  static std::unordered_map<std::string, Verdict> table;
+  return table;
+}
+
+std::string describe(const Tape& t, const RowChain& chain) {
+  std::ostringstream s;
+  std::unordered_map<int, size_t> values, buffers;
+  s << at::get_num_threads();
+  const auto value = [&](int id) {
+    const auto [known, fresh] = values.emplace(id, values.size());
+    s << '%' << known->second;
+    if (fresh) {
+      const auto& v = t.values[id];
+      s << v.dtype.name() << c10::IntArrayRef(v.sizes) << c10::IntArrayRef(v.strides) << '#'
+        << buffers.emplace(v.buffer, buffers.size()).first->second << '+' << v.offset;
+    }
+  };
+  for (int n = chain.begin; n <= chain.end; ++n) {
+    const auto& node = t.nodes[n];
+    s << '|' << full_name(node.op);
+    for (const auto& a : node.args) {
+      s << ',' << a.tagKind() << a;
+    }
+    for (const auto& ref : node.in) {
+      s << ref.arg;
+      value(ref.value);
+    }
+    value(node.out[0].value);
+  }
+  for (int b : chain.inside) {
+    s << '-' << buffers[b];
+  }
+  return s.str();
+}
+
+// Numbers of many magnitudes, the same ones each time. In the last round some are what arithmetic has rules of its own
+// for.
+class Numbers {
+ public:
+  explicit Numbers(int round)
+      : state_(0x9E3779B97F4A7C15ULL * static_cast<uint64_t>(round + 1)), special_(round == kRounds - 1) {}
+
+  float next() {
+    constexpr uint32_t kSpecial[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0, 0x80000000, 1, 0x7F7FFFFF, 0x00800000};
+    const auto bits = draw();
+    if (special_ && bits % 48 == 0) {
+      return std::bit_cast<float>(kSpecial[(bits >> 8) % 8]);
+    }
+    const auto mantissa = static_cast<uint32_t>(bits >> 20) & 0x807FFFFF;                         // sign and mantissa
+    return std::bit_cast<float>(mantissa | static_cast<uint32_t>(121 + (bits >> 50) % 9) << 23);  // 2^-6 to 2^2
+  }
+
+ private:
+  uint64_t draw() {  // xorshift*
+    state_ ^= state_ >> 12;
+    state_ ^= state_ << 25;
+    state_ ^= state_ >> 27;
+    return state_ * 0x2545F4914F6CDD1DULL;
+  }
+  uint64_t state_;
+  bool special_;
+};
+
+at::TensorOptions options(const Value& v) {
+  return at::TensorOptions().dtype(v.dtype).device(at::kCPU);
+}
+
+// Both contiguous, as all results are. One NaN is as good as another: ATen's own have other bits in a vector than in
+// what is left over at the end of a row.
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  const auto same = [&](auto one, auto is_nan) {
+    const auto* x = static_cast<const decltype(one)*>(a.const_data_ptr());
+    const auto* y = static_cast<const decltype(one)*>(b.const_data_ptr());
+    return std::equal(x, x + a.numel(), y, [&](auto p, auto q) { return p == q || (is_nan(p) && is_nan(q)); });
+  };
+  return a.dtype() == at::kFloat ? same(uint32_t{}, [](uint32_t bits) { return (bits & 0x7FFFFFFF) > 0x7F800000; })
+                                 : same(uint16_t{}, [](uint16_t bits) { return (bits & 0x7FFF) > 0x7F80; });
+}
+
+class Trial {
+ public:
+  explicit Trial(const Tape& tape) : t_(tape) {}
+
+  // What the calls of the chain give for these numbers; false where they give other layouts than they were recorded
+  // with.
+  bool call_one_by_one(const RowChain& chain, Numbers numbers) {
+    tensors_.clear();
+    if (!make_inputs(chain, numbers)) {
+      return false;
+    }
+    for (int n = chain.begin; n <= chain.end; ++n) {
+      const auto& node = t_.nodes[n];
+      const int out = node.out[0].value;
+      const auto& v = t_.values[out];
+      torch::jit::Stack stack(node.args.begin(), node.args.end());
+      const bool copies = full_name(node.op) == "aten::copy_";
+      if (copies) {
+        tensors_[out] = at::empty_strided(v.sizes, v.strides, options(v));
+        made_[v.buffer] = out;
+      }
+      for (const auto& ref : node.in) {
+        stack[ref.arg] = tensor(ref.value);
+      }
+      node.op.callBoxed(stack);
+      const auto& result = stack.back().toTensor();
+      if (result.sizes() != c10::IntArrayRef(v.sizes) || result.strides() != c10::IntArrayRef(v.strides) ||
+          result.dtype() != v.dtype) {
+        return false;
+      }
+      tensors_[out] = result;
+      made_[v.buffer] = out;
+    }
+    return true;
+  }
+
+  // How many of the results that the chain stores are those of the calls, from the first; -1: all.
+  int right(const RowChain& chain, int lanes) {
+    auto program = std::make_shared<RowProgram>(*chain.program);
+    program->lanes = lanes;
+    std::vector<at::Tensor> places;
+    for (size_t i = 0; i < chain.places.size(); ++i) {
+      const auto& v = t_.values[chain.places[i]];
+      if (program->places[i].written) {
+        auto t = at::empty_strided(v.sizes, v.strides, options(v));
+        std::memset(t.mutable_data_ptr(), 0xFF, t.nbytes());
+        places.push_back(std::move(t));
+      } else {
+        places.push_back(tensors_.at(chain.places[i]));
+      }
+    }
+    make_row_kernel(program, places)->run();
+    int right = 0;
+    for (size_t i = 0; i < places.size(); ++i) {
+      if (program->places[i].written && !same_bits(places[i], tensors_.at(chain.places[i]))) {
+        return right;
+      }
+      right += program->places[i].written ? 1 : 0;
+    }
+    return -1;
+  }
+
+ private:
+  // Tensors over one memory stay so.
+  bool make_inputs(const RowChain& chain, Numbers& numbers) {
+    struct Span {
+      int64_t lo, hi;  // elements
+      at::Tensor memory;
+    };
+    std::unordered_map<int, Span> spans;
+    for (size_t i = 0; i < chain.places.size(); ++i) {
+      const auto& v = t_.values[chain.places[i]];
+      if (chain.program->places[i].written) {
+        continue;
+      }
+      int64_t last = v.offset;
+      for (size_t d = 0; d < v.sizes.size(); ++d) {
+        last += (v.sizes[d] - 1) * v.strides[d];
+      }
+      auto [span, fresh] = spans.emplace(v.buffer, Span{v.offset, last, at::empty({0}, options(v))});
+      if (span->second.memory.dtype() != v.dtype) {
+        return false;
+      }
+      span->second.lo = std::min(span->second.lo, v.offset);
+      span->second.hi = std::max(span->second.hi, last);
+    }
+    for (auto& [buffer, span] : spans) {
+      auto values = at::empty({span.hi - span.lo + 1}, at::kFloat);
+      auto* x = values.mutable_data_ptr<float>();
+      std::generate_n(x, values.numel(), [&] { return numbers.next(); });
+      span.memory = values.to(span.memory.scalar_type());
+    }
+    for (size_t i = 0; i < chain.places.size(); ++i) {
+      if (!chain.program->places[i].written) {
+        const auto& v = t_.values[chain.places[i]];
+        const auto& span = spans.at(v.buffer);
+        tensors_[chain.places[i]] = span.memory.as_strided(v.sizes, v.strides, v.offset - span.lo);
+      }
+    }
+    return true;
+  }
+
+  at::Tensor tensor(int value) {
+    const auto found = tensors_.find(value);
+    if (found != tensors_.end()) {
+      return found->second;
+    }
+    const auto& v = t_.values[value];
+    const auto& whole = tensors_.at(made_.at(v.buffer));  // seen with other leading dimensions
+    return whole.as_strided(v.sizes, v.strides);
+  }
+
+  const Tape& t_;
+  std::unordered_map<int, at::Tensor> tensors_;  // by value
+  std::unordered_map<int, int> made_;            // buffer -> the value that is all of it
+};
+
+Verdict compare(const Tape& tape, const RowChain& chain) {
+  const auto kept = read_row_chain(tape, chain.begin, chain.end + 1, true);
+  if (!kept || kept->end != chain.end) {
+    return {};
+  }
+  const int calls = chain.end - chain.begin + 1;
+  const bool sums = std::any_of(kept->program->each.begin(), kept->program->each.end(),
+                                [](const RowStep& s) { return s.op == RowOp::Sum || s.op == RowOp::Mean; });
+  RecordingOff off;
+  at::AutoDispatchBelowADInplaceOrView below;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::NoGradGuard no_grad;
+  std::vector<Verdict> verdicts{{8, calls}};
+  if (sums) {
+    verdicts.push_back({16, calls});
+  }
+  const auto rounds = std::max<int64_t>(kRounds, kRows / kept->program->rows);
+  Trial trial(tape);
+  for (int64_t round = 0; round < rounds; ++round) {
+    if (!trial.call_one_by_one(*kept, Numbers(static_cast<int>(round)))) {
+      return {};
+    }
+    for (auto& v : verdicts) {
+      const int right = trial.right(*kept, v.lanes);
+      v.right = right < 0 ? v.right : std::min(v.right, right);
+      if (v.right == calls && trial.right(chain, v.lanes) >= 0) {
+        v.right = 0;  // not because of a call: no part of it is to be trusted
+      }
+    }
+  }
+  return *std::max_element(verdicts.begin(), verdicts.end(),
+                           [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
+}
+
+}  // namespace
+
+int prove_row_chain(const Tape& tape, RowChain& chain) {
+  const auto key = describe(tape, chain);
+  std::unique_lock<std::mutex> guard(lock());
+  auto found = verdicts().find(key);
+  if (found == verdicts().end()) {
+    guard.unlock();
+    const auto verdict = compare(tape, chain);
+    guard.lock();
+    if (verdicts().size() >= kVerdicts) {
+      verdicts().clear();  // sizes without end: proved again where they come again
+    }
+    found = verdicts().insert_or_assign(key, verdict).first;
+  }
+  const auto [lanes, right] = found->second;
+  auto program = std::make_shared<RowProgram>(*chain.program);
+  program->lanes = lanes;
+  chain.program = std::move(program);
+  return right;
+}
+
+void forget_row_proofs() {
+  std::lock_guard<std::mutex> guard(lock());
+  verdicts().clear();
+}
+
+}  // namespace graphmode
