@@ -42,7 +42,7 @@ setup(
                 "-O2",
                 # Rows: loops in the processor's vectors, each operation rounded by itself.
                 "-ftree-vectorize",
-                "-fvect-cost-model=dynamic",
+                *([] if "clang" in os.environ.get("CXX", "") else ["-fvect-cost-model=dynamic"]),
                 "-ffp-contract=off",
                 "-fno-math-errno",
                 "-fvisibility=hidden",

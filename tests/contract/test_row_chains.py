@@ -124,6 +124,46 @@ def test_a_call_with_other_bits_ends_the_run() -> None:
     assert (found.chains, found.fused) in {(1, 7), (2, 6)}  # the first where torch has no MKL
 
 
+def test_a_call_is_proved_on_more_than_what_the_chain_gives_it() -> None:
+    """In a trial on the chain's own numbers each root is one of zero, and each sum one of zeros."""
+    x = torch.rand(4, 64) * 100
+    check(lambda x: [(x - 10).relu().sqrt() * 2, (x + 1e8).sqrt(), (x - 10).relu().sum(-1)], (x,))
+    check(lambda x: [torch.relu(x - 50).rsqrt() * 2, (x * 1e-12).reciprocal() + 1], (x,))
+
+
+@pytest.mark.parametrize("number", [1e-3, 1e-5, 1.1e-9, 0.1, 3.3, 1e6])
+def test_python_numbers_before_and_behind_a_bfloat16(number: float) -> None:
+    def program(x: Tensor) -> list[Tensor]:
+        return [(number - x) * 1.0, (x - number) * number, (x + number) / number, (number / x) + 1, number * x - 1]
+
+    for x in (torch.randn(4, 64), torch.full((4, 64), number), torch.rand(4, 64) * 4 * number):
+        check(program, (x.bfloat16(),))
+
+
+def test_two_numbers_that_are_printed_alike_are_two_proofs() -> None:
+    x = torch.full((4, 32), 16777216.0)
+    for number in (16777216.0, 16777220.0):
+        check(lambda x, number=number: [(x - number) * 1.0, (number - x) * 1.0], (x,))
+        check(lambda x, number=number: [(x - number) * 1.0, (number - x) * 1.0], (x.bfloat16(),))
+
+
+def test_copies_keep_every_bit() -> None:
+    bits = torch.arange(-32768, 32768, 97, dtype=torch.int32).to(torch.int16)[:640].view(20, 32)
+    with torch.inference_mode():
+        x = bits.view(torch.bfloat16).clone()
+        with graphmode.Graph() as graph:
+            y = x.clone().clone()
+            z = x.neg().abs().clone()
+        graph.replay()
+        assert torch.equal(y.view(torch.int16), bits)
+        assert torch.equal(z.view(torch.int16), x.neg().abs().view(torch.int16))
+
+
+def test_a_few_items_of_something_large_cost_no_trial() -> None:
+    large = torch.zeros(2, 5_000_000)
+    assert plan(check(lambda x: [x[:, :64] * 2 + 1], (large,))).chains == 0
+
+
 def test_results_are_the_callers_and_weights_are_read_anew() -> None:
     class Norms(torch.nn.Module):
         def __init__(self) -> None:

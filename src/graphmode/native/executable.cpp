@@ -198,7 +198,6 @@ class Instance {
         ++chain;
       }
     }
-    std::vector<int> last(t_.buffers.size(), -1);
     for (size_t i = 0; i < t_.buffers.size(); ++i) {
       const auto& b = t_.buffers[i];
       if (b.adopted && b.kind == BufferKind::Temp && b.last >= 0 && b.last < static_cast<int>(steps_.size())) {

@@ -53,6 +53,13 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
       b.last = std::max(b.last, chain.end);
     }
   }
+  for (auto& b : t.buffers) {  // what the last step of a chain is to let go
+    for (const auto& chain : plan->chains) {
+      if (b.adopted && chain.begin <= b.last && b.last < chain.end) {
+        b.last = chain.end;
+      }
+    }
+  }
   plan->offsets.assign(t.buffers.size(), -1);
   std::vector<Lifetime> lifetimes;
   std::vector<int> which;

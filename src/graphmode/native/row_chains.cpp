@@ -65,7 +65,8 @@ int64_t items(const Value& v) {
 // Reads calls one by one, as steps over rows, until one does not fit.
 class Reader {
  public:
-  Reader(const Tape& tape, int begin) : t_(tape), begin_(begin) {}
+  Reader(const Tape& tape, int begin, const RowProgram* like)
+      : t_(tape), begin_(begin), rows_(like ? like->rows : 0), columns_(like ? like->columns : 0) {}
 
   // False, and nothing changed, when the node is none of ours.
   bool add(int index) {
@@ -110,8 +111,8 @@ class Reader {
     p->places = places_;
     p->numbers = numbers_;
     for (auto& s : steps_) {
-      const bool once =
-          s.step.op == RowOp::Load && places_[s.step.place].step == 0 && places_[s.step.place].rows.empty();
+      const bool once = s.step.op == RowOp::Load && places_[s.step.place].step == 0 &&
+                        places_[s.step.place].rows.empty() && rows_ > 1;
       (once ? p->first : p->each).push_back(s.step);
     }
     assign_registers(*p);
@@ -142,6 +143,9 @@ class Reader {
         return false;
       }
     }
+    if (node.in.empty()) {
+      return false;
+    }
     const auto name = full_name(node.op);
     const int out = node.out[0].value;
     if (out < 0 || node.out[0].item >= 0 || !float_or_bf16(out) || !contiguous(t_.values[out]) ||
@@ -152,13 +156,8 @@ class Reader {
       return reduce(node, name == "aten::mean.dim" ? RowOp::Mean : RowOp::Sum, out);
     }
     const auto& v = t_.values[out];
-    if (count_ == 0) {
-      columns_ = v.sizes.empty() ? 0 : v.sizes.back();
-      rows_ = columns_ == 0 ? 0 : items(v) / columns_;
-      // Larger ones are split over threads by ATen, and sums then have other bits.
-      if (columns_ < kFewestColumns || rows_ == 0 || items(v) >= at::internal::GRAIN_SIZE) {
-        return false;
-      }
+    if (rows_ == 0 && !set_size(v)) {
+      return false;
     }
     const bool is_row = !v.sizes.empty() && v.sizes.back() == columns_ && items(v) == rows_ * columns_;
     if (!is_row && (items(v) != rows_ || (v.sizes.empty() ? 1 : v.sizes.back()) == columns_)) {
@@ -193,7 +192,9 @@ class Reader {
       if (roots && t_.values[out].dtype != caffe2::TypeMeta::Make<float>()) {
         return false;
       }
-      return a && a->number != is_row && make(out, step(op->second, is_row, *a, {}), is_row);
+      const bool exact = op->second == RowOp::Neg || op->second == RowOp::Abs || op->second == RowOp::Relu;
+      return a && a->number != is_row && t_.values[node.in[0].value].dtype == t_.values[out].dtype &&
+             make(out, step(op->second, is_row, *a, {}), is_row, exact);
     }
     if (name == "aten::pow.Tensor_Scalar") {
       const auto exponent = number_in(node.args[1]);
@@ -204,12 +205,17 @@ class Reader {
     if (op == binary_ops().end() || (node.args.size() > 2 && !is_one(node.args[2]))) {
       return false;
     }
+    const bool narrow = t_.values[out].dtype != caffe2::TypeMeta::Make<float>();
     std::optional<RowRegister> sides[2];
     for (int i = 0; i < 2; ++i) {
       const auto ref = std::find_if(node.in.begin(), node.in.end(), [&](const TensorRef& r) { return r.arg == i; });
       if (ref != node.in.end()) {
+        const auto& side = t_.values[ref->value];
+        if (narrow && side.dtype == caffe2::TypeMeta::Make<float>()) {
+          return false;  // one item of a wider dtype: ATen rounds it in the first place, and not in the second
+        }
         sides[i] = operand(ref->value, sizes, is_row);
-      } else if (const auto x = number_in(node.args[i])) {
+      } else if (const auto x = number_in(node.args[i]); x && !(narrow && i == 0)) {  // the same of a Python number
         sides[i] = number(static_cast<float>(*x));
       }
       if (!sides[i]) {
@@ -223,15 +229,24 @@ class Reader {
     return make(out, step(op->second, is_row, *sides[0], *sides[1]), is_row);
   }
 
+  bool set_size(const Value& v) {
+    columns_ = v.sizes.empty() ? 0 : v.sizes.back();
+    rows_ = columns_ == 0 ? 0 : items(v) / columns_;
+    // Larger ones are split over threads by ATen, and sums then have other bits.
+    return columns_ >= kFewestColumns && rows_ > 0 && items(v) < at::internal::GRAIN_SIZE;
+  }
+
   bool reduce(const Node& node, RowOp op, int out) {
-    if (count_ == 0 || node.in.size() != 1) {
-      return false;
-    }
     const int in = node.in[0].value;
     const auto& v = t_.values[in];
     const auto last = static_cast<int64_t>(v.sizes.size()) - 1;
-    const auto* m = made(in);
-    if (m == nullptr || !m->is_row || !node.args[1].isIntList() || node.args[1].toIntVector().size() != 1) {
+    if (node.in.size() != 1 || !node.args[1].isIntList() || node.args[1].toIntVector().size() != 1 || !contiguous(v) ||
+        v.keys != t_.values[out].keys || (rows_ == 0 && !set_size(v)) || last < 0 || v.sizes.back() != columns_ ||
+        items(v) != rows_ * columns_) {
+      return false;
+    }
+    const auto from = operand(in, v.sizes, true);
+    if (!from || from->number) {
       return false;
     }
     const auto dim = node.args[1].toIntVector()[0];
@@ -239,7 +254,7 @@ class Reader {
     if ((dim != last && dim != -1) || !is_float(v) || !is_float(t_.values[out]) || items(t_.values[out]) != rows_) {
       return false;
     }
-    return make(out, step(op, false, m->in, {}), false);
+    return make(out, step(op, false, *from, {}), false);
   }
 
   bool float_or_bf16(int value) const {
@@ -446,7 +461,7 @@ class Reader {
   const Tape& t_;
   int begin_;
   int count_ = 0;
-  int64_t rows_ = 0, columns_ = 0;
+  int64_t rows_, columns_;
   std::vector<Placed> steps_;
   std::vector<RowPlace> places_;
   std::vector<int> place_values_;
@@ -459,12 +474,13 @@ class Reader {
 
 }  // namespace
 
-std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep) {
-  Reader reader(tape, node);
+std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep, int fewest,
+                                       const RowProgram* like) {
+  Reader reader(tape, node, like);
   for (int n = node; n < end && reader.add(n);) {
     ++n;
   }
-  return reader.count() < 2 ? std::nullopt : std::make_optional(reader.finish(keep));
+  return reader.count() < fewest ? std::nullopt : std::make_optional(reader.finish(keep));
 }
 
 std::vector<RowChain> find_row_chains(const Tape& tape, int most) {

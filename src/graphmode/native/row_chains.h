@@ -1,6 +1,8 @@
 // Runs of recorded calls that one row kernel does as well, bit for bit.
 #pragma once
 
+#include <optional>
+
 #include "row_kernel.h"
 #include "tape.h"
 
@@ -16,8 +18,10 @@ struct RowChain {
 // In program order, at most so many. Kinds and lifetimes of buffers have to be known.
 std::vector<RowChain> find_row_chains(const Tape& tape, int most);
 
-// The chain that begins at `node`, of at most the nodes up to `end`, or nothing. `keep`: every call's result is stored.
-std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep);
+// The chain that begins at `node`, of at most the nodes up to `end`; nothing where it has fewer calls than `fewest`.
+// `keep`: every call's result is stored. `like`: of as many rows and columns; else as the first call has.
+std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep, int fewest = 2,
+                                       const RowProgram* like = nullptr);
 
 // How many of the chain's calls, from its first, have the bits that they give one by one, on several sets of values.
 // Sets the program's lanes to those of ATen's sums here. Remembers the answer by what the calls are and how their

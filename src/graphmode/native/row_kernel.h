@@ -14,7 +14,7 @@ namespace graphmode {
 
 enum class RowOp : uint8_t {
   Load,   // to = memory
-  Store,  // memory = a, rounded to its dtype
+  Store,  // memory = a, which has the memory's precision
   Round,  // to = a, rounded to bfloat16
   Add,
   Sub,

@@ -1,4 +1,5 @@
-// Whether a row kernel gives the bits that its calls give one by one.
+// Whether a row kernel gives the bits that its calls give one by one: each call alone, on numbers of every kind, and
+// then all of them, on what they give each other.
 #include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/GradMode.h>
@@ -18,8 +19,9 @@ namespace graphmode {
 
 namespace {
 
-constexpr int kRounds = 8;
+constexpr int64_t kRounds = 8;
 constexpr int64_t kRows = 64;  // at least so many: another order, or another rounding, gives now and then the same bits
+constexpr int64_t kSpread = 1 << 16;  // items between the first and the last that a trial reads, or 16 for each
 constexpr size_t kVerdicts = 1 << 12;
 
 struct Verdict {
@@ -38,22 +40,33 @@ std::unordered_map<std::string, Verdict>& verdicts() {
 
 std::string describe(const Tape& t, const RowChain& chain) {
   std::ostringstream s;
-  std::unordered_map<int, size_t> values, buffers;
+  std::unordered_map<int, size_t> values;
+  std::unordered_map<int, std::pair<size_t, int64_t>> buffers;  // number, offset of the first value
   s << at::get_num_threads();
   const auto value = [&](int id) {
     const auto [known, fresh] = values.emplace(id, values.size());
     s << '%' << known->second;
     if (fresh) {
       const auto& v = t.values[id];
-      s << v.dtype.name() << c10::IntArrayRef(v.sizes) << c10::IntArrayRef(v.strides) << '#'
-        << buffers.emplace(v.buffer, buffers.size()).first->second << '+' << v.offset;
+      const auto& [number, first] = buffers.emplace(v.buffer, std::make_pair(buffers.size(), v.offset)).first->second;
+      s << v.dtype.name() << c10::IntArrayRef(v.sizes) << c10::IntArrayRef(v.strides) << '#' << number << '+'
+        << v.offset - first << ' ';
     }
   };
   for (int n = chain.begin; n <= chain.end; ++n) {
     const auto& node = t.nodes[n];
     s << '|' << full_name(node.op);
     for (const auto& a : node.args) {
-      s << ',' << a.tagKind() << a;
+      s << ',' << a.tagKind();
+      if (a.isTensor() && a.toTensor().defined()) {  // a Python number in a tensor's place
+        const auto x = a.toTensor().item().toComplexDouble();
+        s << a.toTensor().dtype().name() << a.toTensor().unsafeGetTensorImpl()->is_wrapped_number()
+          << std::bit_cast<uint64_t>(x.real()) << ',' << std::bit_cast<uint64_t>(x.imag());
+      } else if (a.isDouble()) {
+        s << std::bit_cast<uint64_t>(a.toDouble());
+      } else {
+        s << a;
+      }
     }
     for (const auto& ref : node.in) {
       s << ref.arg;
@@ -62,26 +75,36 @@ std::string describe(const Tape& t, const RowChain& chain) {
     value(node.out[0].value);
   }
   for (int b : chain.inside) {
-    s << '-' << buffers[b];
+    s << '-' << buffers[b].first;
   }
   return s.str();
 }
 
-// Numbers of many magnitudes, the same ones each time. In the last round some are what arithmetic has rules of its own
-// for.
+// Numbers, the same ones each time. In turn: near one, of every magnitude, near the call's own numbers, and with many
+// of those that arithmetic has rules of its own for.
 class Numbers {
  public:
-  explicit Numbers(int round)
-      : state_(0x9E3779B97F4A7C15ULL * static_cast<uint64_t>(round + 1)), special_(round == kRounds - 1) {}
+  Numbers(int64_t round, const std::vector<float>& own)
+      : state_(0x9E3779B97F4A7C15ULL * static_cast<uint64_t>(round + 1)), kind_(round % 4), own_(own) {}
 
   float next() {
-    constexpr uint32_t kSpecial[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0, 0x80000000, 1, 0x7F7FFFFF, 0x00800000};
+    constexpr uint32_t kSpecial[] = {0x7F800000, 0xFF800000, 0x7FC00000, 0,          0x80000000, 1,
+                                     0x7F7FFFFF, 0x00800000, 0x00010000, 0x80400000, 0x3F800000, 0xBF800000};
     const auto bits = draw();
-    if (special_ && bits % 48 == 0) {
-      return std::bit_cast<float>(kSpecial[(bits >> 8) % 8]);
+    const auto sign_and_mantissa = static_cast<uint32_t>(bits >> 20) & 0x807FFFFF;
+    const auto with = [&](uint64_t exponent) {
+      return std::bit_cast<float>(sign_and_mantissa | static_cast<uint32_t>(exponent) << 23);
+    };
+    if (kind_ == 3 && bits % 4 == 0) {
+      return std::bit_cast<float>(kSpecial[(bits >> 8) % std::size(kSpecial)]);
     }
-    const auto mantissa = static_cast<uint32_t>(bits >> 20) & 0x807FFFFF;                         // sign and mantissa
-    return std::bit_cast<float>(mantissa | static_cast<uint32_t>(121 + (bits >> 50) % 9) << 23);  // 2^-6 to 2^2
+    if (kind_ == 1) {
+      return with(1 + (bits >> 50) % 254);
+    }
+    if (kind_ == 2 && !own_.empty() && bits % 4 != 0) {
+      return own_[(bits >> 4) % own_.size()] * with(126 + (bits >> 50) % 3);  // 1/2 to 4 times
+    }
+    return with(121 + (bits >> 50) % 9);  // 2^-6 to 2^3
   }
 
  private:
@@ -92,7 +115,8 @@ class Numbers {
     return state_ * 0x2545F4914F6CDD1DULL;
   }
   uint64_t state_;
-  bool special_;
+  int64_t kind_;
+  const std::vector<float>& own_;
 };
 
 at::TensorOptions options(const Value& v) {
@@ -197,7 +221,11 @@ class Trial {
       span->second.lo = std::min(span->second.lo, v.offset);
       span->second.hi = std::max(span->second.hi, last);
     }
+    const auto most = std::max<int64_t>(kSpread, kSpread / 4096 * chain.program->rows * chain.program->columns);
     for (auto& [buffer, span] : spans) {
+      if (span.hi - span.lo > most) {
+        return false;  // a few items of something large: not worth as much memory
+      }
       auto values = at::empty({span.hi - span.lo + 1}, at::kFloat);
       auto* x = values.mutable_data_ptr<float>();
       std::generate_n(x, values.numel(), [&] { return numbers.next(); });
@@ -228,29 +256,33 @@ class Trial {
   std::unordered_map<int, int> made_;            // buffer -> the value that is all of it
 };
 
-Verdict compare(const Tape& tape, const RowChain& chain) {
-  const auto kept = read_row_chain(tape, chain.begin, chain.end + 1, true);
+bool sums(const RowChain& chain) {
+  return std::any_of(chain.program->each.begin(), chain.program->each.end(),
+                     [](const RowStep& s) { return s.op == RowOp::Sum || s.op == RowOp::Mean; });
+}
+
+// The chain as it is, against its calls. `lanes`: what to try.
+Verdict compare(const Tape& tape, const RowChain& chain, const std::vector<int>& lanes) {
+  const auto kept = read_row_chain(tape, chain.begin, chain.end + 1, true, 1, chain.program.get());
   if (!kept || kept->end != chain.end) {
     return {};
   }
   const int calls = chain.end - chain.begin + 1;
-  const bool sums = std::any_of(kept->program->each.begin(), kept->program->each.end(),
-                                [](const RowStep& s) { return s.op == RowOp::Sum || s.op == RowOp::Mean; });
   RecordingOff off;
   at::AutoDispatchBelowADInplaceOrView below;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::NoGradGuard no_grad;
-  std::vector<Verdict> verdicts{{8, calls}};
-  if (sums) {
-    verdicts.push_back({16, calls});
+  std::vector<Verdict> found;
+  for (int l : lanes) {
+    found.push_back({l, calls});
   }
   const auto rounds = std::max<int64_t>(kRounds, kRows / kept->program->rows);
   Trial trial(tape);
   for (int64_t round = 0; round < rounds; ++round) {
-    if (!trial.call_one_by_one(*kept, Numbers(static_cast<int>(round)))) {
+    if (!trial.call_one_by_one(*kept, Numbers(round, kept->program->numbers))) {
       return {};
     }
-    for (auto& v : verdicts) {
+    for (auto& v : found) {
       const int right = trial.right(*kept, v.lanes);
       v.right = right < 0 ? v.right : std::min(v.right, right);
       if (v.right == calls && trial.right(chain, v.lanes) >= 0) {
@@ -258,30 +290,59 @@ Verdict compare(const Tape& tape, const RowChain& chain) {
       }
     }
   }
-  return *std::max_element(verdicts.begin(), verdicts.end(),
+  return *std::max_element(found.begin(), found.end(),
                            [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
+}
+
+// Proofs are made once for all calls of a kind.
+Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<int>& lanes) {
+  auto key = describe(tape, chain);
+  for (int l : lanes) {
+    key += '/' + std::to_string(l);
+  }
+  {
+    std::lock_guard<std::mutex> guard(lock());
+    if (auto found = verdicts().find(key); found != verdicts().end()) {
+      return found->second;
+    }
+  }
+  Verdict verdict;
+  try {
+    verdict = compare(tape, chain, lanes);
+  } catch (const c10::Error&) {  // memory for the trial, or an op that raises on these numbers: not proved
+  }
+  std::lock_guard<std::mutex> guard(lock());
+  if (verdicts().size() >= kVerdicts) {
+    verdicts().clear();  // sizes without end: proved again where they come again
+  }
+  return verdicts().insert_or_assign(std::move(key), verdict).first->second;
 }
 
 }  // namespace
 
 int prove_row_chain(const Tape& tape, RowChain& chain) {
-  const auto key = describe(tape, chain);
-  std::unique_lock<std::mutex> guard(lock());
-  auto found = verdicts().find(key);
-  if (found == verdicts().end()) {
-    guard.unlock();
-    const auto verdict = compare(tape, chain);
-    guard.lock();
-    if (verdicts().size() >= kVerdicts) {
-      verdicts().clear();  // sizes without end: proved again where they come again
+  int lanes = 8;
+  bool known = false;
+  for (int n = chain.begin; n <= chain.end; ++n) {
+    const auto call = read_row_chain(tape, n, n + 1, false, 1, chain.program.get());
+    if (!call) {
+      return n - chain.begin;
     }
-    found = verdicts().insert_or_assign(key, verdict).first;
+    const bool adds = sums(*call);
+    const auto verdict = remembered(tape, *call, adds && !known ? std::vector<int>{8, 16} : std::vector<int>{lanes});
+    if (verdict.right == 0) {
+      return n - chain.begin;
+    }
+    if (adds) {
+      lanes = verdict.lanes;
+      known = true;
+    }
   }
-  const auto [lanes, right] = found->second;
+  const auto verdict = remembered(tape, chain, {lanes});
   auto program = std::make_shared<RowProgram>(*chain.program);
   program->lanes = lanes;
   chain.program = std::move(program);
-  return right;
+  return verdict.right;
 }
 
 void forget_row_proofs() {
