@@ -20,25 +20,46 @@ std::pair<int64_t, int64_t> extent(const at::Tensor& t) {
   return {t.storage_offset() * item, (t.storage_offset() + last + 1) * item};
 }
 
-// Random numbers, repeated after a prime number of elements, so that no two rows of a matrix are alike.
-void fill(const at::Tensor& elements, const at::Generator& generator) {
-  constexpr int64_t kPeriod = 1048573;
-  auto values =
-      at::empty({std::min(elements.numel(), kPeriod)}, elements.is_complex() ? at::kComplexFloat : at::kFloat);
-  (values.is_complex() ? at::view_as_real(values) : values).uniform_(-2.0, 2.0, generator);
-  if (elements.numel() <= kPeriod) {
-    elements.copy_(values.view(elements.sizes()));
-  } else if (elements.is_non_overlapping_and_dense()) {
-    const auto flat = elements.as_strided({elements.numel()}, {1});
-    for (int64_t at = 0; at < elements.numel(); at += kPeriod) {
-      const auto n = std::min(kPeriod, elements.numel() - at);
-      flat.narrow(0, at, n).copy_(values.narrow(0, 0, n));
+// Random numbers, drawn once. They are repeated after a prime number of elements, so that no two rows of a matrix are
+// alike, and begin at another place each time, so that no two arguments are.
+class Random {
+ public:
+  void fill(const at::Tensor& elements) {
+    start_ = (start_ + 21851) % kPeriod;
+    if (!elements.is_non_overlapping_and_dense()) {
+      auto dense = at::empty({elements.numel()}, elements.options());
+      repeat(dense);
+      elements.copy_(dense.view(elements.sizes()));
+      return;
     }
-  } else {
-    elements.copy_(
-        values.repeat({elements.numel() / kPeriod + 1}).narrow(0, 0, elements.numel()).view(elements.sizes()));
+    const auto flat = elements.as_strided({elements.numel()}, {1});
+    repeat(flat.is_complex() ? at::view_as_real(flat).view({-1}) : flat);
   }
-}
+
+ private:
+  static constexpr int64_t kPeriod = 65537;
+
+  static const at::Tensor& numbers() {
+    static const auto values = [] {
+      auto t = at::empty({kPeriod}, at::kFloat);
+      t.uniform_(-2.0, 2.0, at::detail::createCPUGenerator(20130));
+      return t;
+    }();
+    return values;
+  }
+
+  void repeat(const at::Tensor& flat) const {
+    int64_t from = start_;
+    for (int64_t at = 0; at < flat.numel();) {
+      const auto n = std::min(kPeriod - from, flat.numel() - at);
+      flat.narrow(0, at, n).copy_(numbers().narrow(0, from, n));
+      at += n;
+      from = 0;
+    }
+  }
+
+  int64_t start_ = 0;
+};
 
 }  // namespace
 
@@ -63,6 +84,19 @@ Values map_all(const Values& values, const std::function<at::Tensor(const at::Te
 }
 
 Copies::Copies(const Values& originals, const Writes& writes) {
+  add(originals, writes);
+  make();
+}
+
+Copies::Copies(const Values& originals, int64_t most) {
+  add(originals, {});
+  for (auto& [impl, span] : spans_) {
+    span.copied = span.hi - span.lo <= most;
+  }
+  make();
+}
+
+void Copies::add(const Values& originals, const Writes& writes) {
   for (size_t i = 0; i < originals.size(); ++i) {
     map_tensors(originals[i], [&](const at::Tensor& t) {
       if (is_plain(t) && t.numel() > 0) {
@@ -70,15 +104,18 @@ Copies::Copies(const Values& originals, const Writes& writes) {
         auto [it, fresh] = spans_.emplace(t.storage().unsafeGetStorageImpl(), Span{lo, hi, false, t.storage(), {}});
         it->second.lo = std::min(it->second.lo, lo);
         it->second.hi = std::max(it->second.hi, hi);
-        it->second.written |= writes.empty() || writes[i];
+        it->second.copied |= writes.empty() || writes[i];
       }
       return t;
     });
   }
+}
+
+void Copies::make() {
   for (auto& [impl, span] : spans_) {
     auto* bytes = static_cast<char*>(const_cast<void*>(span.storage.data())) + span.lo;
     const auto size = static_cast<size_t>(span.hi - span.lo);
-    if (span.written) {
+    if (span.copied) {
       span.copy = at::empty({static_cast<int64_t>(size) + 64}, at::kByte).storage();
       std::memcpy(span.copy.mutable_data(), bytes, size);
     } else {
@@ -103,11 +140,17 @@ at::Tensor Copies::operator()(const at::Tensor& t) const {
 }
 
 void Copies::change(const Values& copies) const {
-  const at::Generator generator = at::detail::createCPUGenerator(20130);  // one for all: no two arguments are alike
-  std::unordered_set<c10::StorageImpl*> done;
+  Random random;  // one for all
+  std::unordered_set<const c10::StorageImpl*> copied, done;
+  for (const auto& [impl, span] : spans_) {
+    if (span.copied) {
+      copied.insert(span.copy.unsafeGetStorageImpl());
+    }
+  }
   for (const auto& v : copies) {
     map_tensors(v, [&](const at::Tensor& t) {
       if (is_plain(t) && t.numel() > 0 && !t.unsafeGetTensorImpl()->is_wrapped_number() &&
+          copied.count(t.storage().unsafeGetStorageImpl()) > 0 &&
           done.insert(t.storage().unsafeGetStorageImpl()).second) {
         auto elements = t;
         for (int64_t d = 0; d < t.dim(); ++d) {
@@ -117,7 +160,7 @@ void Copies::change(const Values& copies) const {
           return t;
         }
         if (t.is_floating_point() || t.is_complex()) {
-          fill(elements, generator);
+          random.fill(elements);
         } else {
           elements.copy_(elements.reshape({-1}).roll(1).view(elements.sizes()));
         }

@@ -42,20 +42,25 @@ Values map_all(const Values& values, const std::function<at::Tensor(const at::Te
 class Copies {
  public:
   explicit Copies(const Values& originals, const Writes& writes = {});
+  // Copies all but what is of more bytes than `most`.
+  Copies(const Values& originals, int64_t most);
 
   at::Tensor operator()(const at::Tensor& original) const;
 
   // Other values, still valid ones: random floating numbers; integers keep their set and change places, since they may
-  // be indices. Only elements are touched: what lies between them may be anything. Everything has to be a copy.
+  // be indices. Only elements of copies are touched: what lies between them may be anything.
   void change(const Values& copies) const;
 
  private:
   struct Span {
     int64_t lo, hi;  // bytes
-    bool written;
+    bool copied;
     c10::Storage storage;
     c10::Storage copy;
   };
+  void add(const Values& originals, const Writes& writes);
+  void make();
+
   std::unordered_map<c10::StorageImpl*, Span> spans_;
 };
 

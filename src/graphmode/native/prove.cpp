@@ -5,13 +5,14 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <cstring>
-#include <mutex>
 #include <sstream>
+#include <unordered_map>
 
 #include "copies.h"
 #include "held.h"
 #include "op_kinds.h"
 #include "recorder.h"
+#include "verdicts.h"
 
 namespace graphmode {
 
@@ -19,6 +20,7 @@ namespace {
 
 // Not-a-number in every floating dtype: a kernel that reads its output before writing it can't hide behind rounding.
 constexpr int kGarbage = 0xFF;
+constexpr int64_t kLarge = 1 << 20;
 
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   if (a.sizes() != b.sizes() || a.dtype() != b.dtype() || (a.numel() > 1 && a.strides() != b.strides())) {
@@ -100,8 +102,6 @@ std::vector<at::Tensor> together(const Values& args, const std::vector<at::Tenso
   return all;
 }
 
-constexpr size_t kVerdicts = 1 << 14;  // some 8 MB
-
 struct Verdict {
   Tier tier = Tier::Boxed;
   std::string held;
@@ -109,12 +109,8 @@ struct Verdict {
   std::string note;
 };
 
-std::mutex& lock() {
-  static std::mutex m;
-  return m;
-}
-std::unordered_map<std::string, Verdict>& verdicts() {
-  static std::unordered_map<std::string, Verdict> table;
+Verdicts<Verdict>& verdicts() {
+  static Verdicts<Verdict> table(1 << 14);  // some 8 MB
   return table;
 }
 
@@ -201,7 +197,8 @@ class Trial {
       if (auto why = out_once(out_op, map_all(before_, Copies(before_, writes_)), expected_); !why.empty()) {
         return why;
       }
-      Copies copies(before_);
+      // An out-variant takes its arguments at each call: weights may stay what and where they are.
+      Copies copies(before_, large());
       Values args = map_all(before_, copies);
       copies.change(args);
       auto want = run_eager(args);
@@ -223,6 +220,14 @@ class Trial {
       }
     }
     return true;
+  }
+  // Bytes of an argument that is large beside the results: a new size must not cost a copy of an embedding.
+  int64_t large() const {
+    int64_t bytes = kLarge;
+    for (const auto& r : expected_) {
+      bytes = std::max(bytes, 16 * static_cast<int64_t>(r.nbytes()));
+    }
+    return bytes;
   }
   std::vector<at::Tensor> run_eager(Values& args) {
     auto results = call(op_, args);
@@ -370,10 +375,7 @@ Proof Proof::begin(const c10::OperatorHandle& op, const std::vector<c10::IValue>
     return p;
   }
   p.key_ = describe(op, args);
-  {
-    std::lock_guard<std::mutex> guard(lock());
-    p.known_ = verdicts().count(p.key_) > 0;
-  }
+  p.known_ = verdicts().find(p.key_).has_value();
   if (!p.known_) {
     RecordingOff off;
     p.before_ = writes ? map_all(args, Copies(args, node.writes)) : args;
@@ -388,8 +390,7 @@ void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
   }
   Verdict verdict;
   if (known_) {
-    std::lock_guard<std::mutex> guard(lock());
-    verdict = verdicts()[key_];
+    verdict = verdicts().find(key_).value_or(Verdict());  // the table may have been cleared since
   } else {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto name = full_name(node.op);
@@ -417,11 +418,7 @@ void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
         }
       }
     }
-    std::lock_guard<std::mutex> guard(lock());
-    if (verdicts().size() >= kVerdicts) {
-      verdicts().clear();  // sizes without end: proved again where they come again
-    }
-    verdicts()[key_] = verdict;
+    verdicts().keep(key_, verdict);
   }
   node.tier = verdict.tier;
   node.held = verdict.held;
@@ -430,8 +427,7 @@ void Proof::end(at::ArrayRef<c10::IValue> results, Node& node) {
 }
 
 void forget_proofs() {
-  std::lock_guard<std::mutex> guard(lock());
-  verdicts().clear();
+  verdicts().forget();
 }
 
 }  // namespace graphmode

@@ -7,13 +7,14 @@
 
 #include <bit>
 #include <cstring>
-#include <mutex>
 #include <sstream>
+#include <unordered_map>
 
 #include "op_kinds.h"
 #include "prove.h"
 #include "recorder.h"
 #include "row_chains.h"
+#include "verdicts.h"
 
 namespace graphmode {
 
@@ -22,19 +23,14 @@ namespace {
 constexpr int64_t kRounds = 8;
 constexpr int64_t kRows = 64;  // at least so many: another order, or another rounding, gives now and then the same bits
 constexpr int64_t kSpread = 1 << 16;  // items between the first and the last that a trial reads, or 16 for each
-constexpr size_t kVerdicts = 1 << 12;
 
 struct Verdict {
   int lanes = 0;
   int right = 0;  // how many calls, from the first, have the bits that they give one by one
 };
 
-std::mutex& lock() {
-  static std::mutex m;
-  return m;
-}
-std::unordered_map<std::string, Verdict>& verdicts() {
-  static std::unordered_map<std::string, Verdict> table;
+Verdicts<Verdict>& verdicts() {
+  static Verdicts<Verdict> table(1 << 12);
   return table;
 }
 
@@ -302,22 +298,16 @@ Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<in
   for (int l : lanes) {
     key += '/' + std::to_string(l);
   }
-  {
-    std::lock_guard<std::mutex> guard(lock());
-    if (auto found = verdicts().find(key); found != verdicts().end()) {
-      return found->second;
-    }
+  if (const auto known = verdicts().find(key)) {
+    return *known;
   }
   Verdict verdict;
   try {
     verdict = compare(tape, chain, lanes);
   } catch (const std::exception&) {  // memory for the trial, or an op that raises on these numbers: not proved
   }
-  std::lock_guard<std::mutex> guard(lock());
-  if (verdicts().size() >= kVerdicts) {
-    verdicts().clear();  // sizes without end: proved again where they come again
-  }
-  return verdicts().insert_or_assign(std::move(key), verdict).first->second;
+  verdicts().keep(key, verdict);
+  return verdict;
 }
 
 }  // namespace
@@ -348,8 +338,7 @@ int prove_row_chain(const Tape& tape, RowChain& chain) {
 }
 
 void forget_row_proofs() {
-  std::lock_guard<std::mutex> guard(lock());
-  verdicts().clear();
+  verdicts().forget();
 }
 
 }  // namespace graphmode
