@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,8 +63,8 @@ def graphmode_backend(
     device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
     owner = _owner(gm)
 
-    def region_of(code: fx.GraphModule) -> Region:
-        return Region(code, resolved, with_gradients, modes, device, owner)
+    def region_of(code: fx.GraphModule, **changed: Any) -> Region:
+        return Region(code, dataclasses.replace(resolved, **changed), with_gradients, modes, device, owner)
 
     region = region_of(program.gm)
     region.counters.lower_seconds = program.lower_seconds

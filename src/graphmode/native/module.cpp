@@ -20,6 +20,7 @@
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
+#include "script.h"
 #include "watch.h"
 
 namespace graphmode {
@@ -421,6 +422,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
   bind_runner(m);
+  bind_script(m);
   bind_mode(m);
   bind_watch(m);
   bind_fast_call(m);

@@ -32,6 +32,7 @@ from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.modes import Modes
 from graphmode.runtime.pinned import Pinned, PinnedGraphs
 from graphmode.runtime.resume import Resume
+from graphmode.runtime.script import script_of
 from graphmode.runtime.signature import not_capturable, signature_of
 from graphmode.runtime.slots import Slots
 from graphmode.runtime.verify import difference
@@ -89,6 +90,8 @@ class Region:
         self._keys: dict[int, int] = {}  # hashes of the signatures
         self._trimmed = 0  # evictions until memory was given back last
         self._ends_with: weakref.ref[torch.nn.Module] | None = None
+        self._script: _C.Script | None = None  # made at the first live call
+        self._script_made = False
         if owner is not None:
             self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
@@ -101,6 +104,12 @@ class Region:
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs the program as it is, in the caller's modes. Nothing here needs gradients: see `_miss`."""
+        if not self._script_made:
+            self._script, self._script_made = script_of(self.gm, args), True
+        if self._script is not None and not _C.is_observed():
+            results = self._script.run(tuple(args))
+            if results is not None:
+                return tuple(results)
         return self._flat(self.gm(*args))
 
     def _flat(self, results: Any) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from vllm.forward_context import ForwardContext, get_forward_context, is_forward
 from vllm.v1.attention.backend import AttentionType
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl, CPUAttentionMetadata
 
-from graphmode.runtime.outside import How, Resolver
+from graphmode.runtime.outside import How, Operands, Resolver
 
 _ATTENTION = "vllm::unified_attention_with_output"
 _UPDATE = "vllm::unified_kv_cache_update"
@@ -62,7 +62,7 @@ class AttentionResolver(Resolver):
         assert self._direct is not None
         return self._direct
 
-    def operands(self, args: Sequence[Any]) -> list[Any] | How:
+    def operands(self, args: Sequence[Any]) -> Operands | How:
         if not is_forward_context_available() or has_kv_transfer_group():
             return How.AS_IT_IS  # a connector waits for each layer's cache, and saves it, in vLLM's op
         context = get_forward_context()
@@ -77,13 +77,13 @@ class AttentionResolver(Resolver):
             found = self._read(context, args)
         return How.AS_IT_IS if found is None else found
 
-    def _read(self, context: ForwardContext, args: Sequence[Any]) -> list[Any] | How | None:
+    def _read(self, context: ForwardContext, args: Sequence[Any]) -> Operands | How | None:
         """The operands; None where layers, caches or groups are others than the direct program's."""
         if self._direct is None:
             return None
         metadata, slots = context.attn_metadata, context.slot_mapping
         tokens = self._tokens if isinstance(self._tokens, int) else self._tokens(args)
-        operands: list[Any] = []
+        operands = Operands([])
         for group in self._groups:
             shared, slot_mapping = metadata.get(group.names[0]), slots.get(group.names[0])
             if slot_mapping is None or not _serves(shared, tokens):
@@ -91,13 +91,15 @@ class AttentionResolver(Resolver):
             for name in group.names:
                 if metadata.get(name) is not shared or slots.get(name) is not slot_mapping:
                     return None
-            operands.extend(getattr(shared, name) for name in _METADATA)
-            operands.append(slot_mapping)
+            operands.values.extend(getattr(shared, name) for name in _METADATA)
+            operands.values.append(slot_mapping)
+            # Each request has one token: a decode step. Prompts are of ever other lengths, and so is what holds one.
+            operands.comes_again = operands.comes_again and shared.max_query_len == 1
         for layer, cache in self._caches:
             now = layer.kv_cache
             if now is not cache():
                 return None
-            operands.append(now)
+            operands.values.append(now)
         return operands
 
     def _build(self, context: ForwardContext) -> bool:

@@ -1,0 +1,270 @@
+"""A program's script does what its Python code does, frees what nobody needs, and refuses what it can't do."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.fx as fx
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from graphmode import _C
+from graphmode.runtime.script import script_of
+
+from .programs import aten, traced
+
+X = torch.arange(12.0).reshape(3, 4)
+
+
+def in_place_and_views(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    a = x.t()
+    a[0].mul_(2)
+    b = torch.where(x > y, x, -y)
+    x.add_(1)
+    return b, a, x, x[:, 1:3].contiguous()
+
+
+def lists(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    first, second = torch.cat([x, y, x], 1).split([4, 8], 1)
+    values, order = torch.sort(second, 1)
+    picked = x[torch.tensor([2, 0]), :]
+    return first, values, order, picked, torch.stack(list(y.unbind(0)), 1)
+
+
+def numbers_and_types(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    return x * 3 + 1.5, (x + 1j).abs(), x.to(torch.bfloat16).sum(-1, dtype=torch.float64), torch.full((2,), 7), x > 4
+
+
+@pytest.mark.parametrize("f", [in_place_and_views, lists, numbers_and_types], ids=lambda f: f.__name__)
+def test_it_does_what_the_code_does(f: Callable[..., Any]) -> None:
+    gm = traced(f, X, X)
+    script = script_of(gm, (X, X))
+    assert script is not None
+    for start in (X, X - 5):
+        mine, theirs = (start.clone(), X.flip(0)), (start.clone(), X.flip(0))
+        got, want = script.run(mine), gm(*theirs)
+        assert got is not None
+        torch.testing.assert_close(got, list(want), rtol=0, atol=0)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert [r.stride() for r in got] == [r.stride() for r in want]
+
+
+def test_a_result_that_is_an_argument_is_the_same_object() -> None:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.add_(1), x
+
+    x = X.clone()
+    script = script_of(traced(f, x), (x,))
+    assert script is not None
+    results = script.run((x,))
+    assert results is not None and results[0] is x and results[1] is x
+
+
+def test_the_data_of_a_tensor_is_its_memory_and_not_its_version() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    data = graph.call_function(torch._C._autograd._get_data_attr, (x,))  # type: ignore[attr-defined]
+    graph.output((graph.call_function(aten.add_.Tensor, (data, 1)),))
+    given = X.clone()
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (given,))
+    assert script is not None
+    assert script.run((given,)) is not None
+    assert torch.equal(given, X + 1) and given._version == 0
+
+
+def sized(arithmetic: Callable[[Any, Any], Any]) -> fx.GraphModule:
+    """`f(x, n, m)`: a tensor of `arithmetic(n, m)` rows."""
+    graph = fx.Graph()
+    x, n, m = (graph.placeholder(name) for name in "xnm")
+    rows = graph.call_function(arithmetic, (n, m))
+    made = graph.call_function(aten.new_zeros.default, (x, [rows, 2, n]))
+    graph.output((made, rows, None))
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, torch.sym_min, torch.sym_max]
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETIC, ids=lambda f: f.__name__)
+def test_sizes_are_computed_as_python_does(arithmetic: Callable[[Any, Any], Any]) -> None:
+    gm = sized(arithmetic)
+    script = script_of(gm, (X, 7, 2))
+    assert script is not None
+    for n, m in ((7, 2), (9, 4), (6, 3)):
+        got = script.run((X, n, m))
+        assert got is not None
+        assert got[0].shape == gm(X, n, m)[0].shape and got[1:] == [arithmetic(n, m), None]
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, -2), (-7, 2), (-7, -2), (6, -3), (-1, 5)])
+def test_division_rounds_down(n: int, m: int) -> None:
+    for arithmetic in (operator.floordiv, operator.mod):
+        graph = fx.Graph()
+        a, b = graph.placeholder("a"), graph.placeholder("b")
+        graph.output((graph.call_function(arithmetic, (a, b)),))
+        script = script_of(fx.GraphModule(torch.nn.Module(), graph), (1, 1))
+        assert script is not None
+        assert script.run((n, m)) == [arithmetic(n, m)]
+
+
+def test_dynamic_sizes() -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y]).view(2, x.shape[0], -1).transpose(0, 1).reshape(x.shape[0] * 2, -1)
+
+    gm = make_fx(f, tracing_mode="symbolic")(X, X + 1)
+    script = script_of(gm, (X, X))
+    assert script is not None
+    for rows in (3, 5, 1):
+        x = torch.randn(rows, 4)
+        got = script.run((x, x + 1))
+        assert got is not None
+        torch.testing.assert_close(got[0], f(x, x + 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("arguments", [(X,), (X, 3), (X, 2.0, X), (X, True), (X, 2**70), (3, X)], ids=str)
+def test_of_other_arguments_nothing_runs(arguments: tuple[Any, ...]) -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return x.add_(1) * y
+
+    script = script_of(traced(f, X, X), (X, X))
+    assert script is not None
+    before = X.clone()
+    assert script.run(arguments) is None
+    assert torch.equal(X, before)
+
+
+def test_a_subclass_keeps_its_own_functions() -> None:
+    class Loud(Tensor):
+        pass
+
+    script = script_of(traced(lambda x: x * 2, X), (X,))
+    assert script is not None
+    assert script.run((X.as_subclass(Loud),)) is None
+    assert script.run((torch.nn.Parameter(X, requires_grad=False),)) is not None
+
+
+def test_values_go_when_nobody_needs_them() -> None:
+    alive: list[StorageWeakRef] = []
+    most = 0
+
+    @torch.library.custom_op("graphmode_test::seen", mutates_args=())
+    def seen(x: Tensor) -> Tensor:
+        nonlocal most
+        made = x.clone()
+        alive.append(StorageWeakRef(made.untyped_storage()))
+        most = max(most, sum(not r.expired() for r in alive))
+        return made
+
+    @seen.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    def f(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = torch.ops.graphmode_test.seen(x)
+        return x
+
+    gm = traced(f, X)
+    script = script_of(gm, (X,))
+    assert script is not None
+    alive.clear()
+    most = 0
+    assert script.run((X,)) is not None
+    assert most == 2  # what a call takes, and what it makes
+
+
+@pytest.mark.parametrize(
+    ("f", "kind"),
+    [(lambda x: aten.view.default(x, [5, 5]), RuntimeError), (lambda x: aten.select.int(x, 0, 9), IndexError)],
+)
+def test_errors_are_those_of_the_code(f: Callable[[Tensor], Tensor], kind: type[Exception]) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(f(fx.Proxy(x)).node)  # type: ignore[arg-type,attr-defined]
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    script = script_of(gm, (X,))
+    assert script is not None
+    with pytest.raises(kind) as mine:
+        script.run((X,))
+    with pytest.raises(kind) as theirs:
+        gm(X)
+    assert str(mine.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+
+
+def test_an_error_of_an_op_in_python_is_its_own() -> None:
+    class Mine(Exception):
+        pass
+
+    @torch.library.custom_op("graphmode_test::raises", mutates_args=())
+    def raises(x: Tensor) -> Tensor:
+        raise Mine("as I said")
+
+    @raises.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)
+
+    script = script_of(traced(lambda x: torch.ops.graphmode_test.raises(x), X), (X,))
+    assert script is not None
+    with pytest.raises(Mine, match="as I said"):
+        script.run((X,))
+
+
+def calls_python(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return graph.call_function(torch.relu, (x,))
+
+
+def calls_a_method(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return graph.call_method("relu", (x,))
+
+
+def takes_a_number_for_a_tensor(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    size = graph.call_function(aten.sym_size.int, (x, 0))
+    return graph.call_function(aten.mul.Tensor, (x, size))
+
+
+def takes_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return graph.call_function(aten.mul.Tensor, (x, list(graph.nodes)[1]))
+
+
+def gives_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return list(graph.nodes)[1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [calls_python, calls_a_method, takes_a_number_for_a_tensor, takes_an_object, gives_an_object],
+    ids=lambda f: f.__name__,
+)
+def test_what_has_no_script(call: Callable[[fx.Node, fx.Graph], fx.Node]) -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.placeholder("other")
+    graph.output((call(x, graph),))
+    assert script_of(fx.GraphModule(torch.nn.Module(), graph), (X, object())) is None
+
+
+def test_an_object_that_nobody_takes_is_no_hindrance() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.placeholder("other")
+    graph.output((graph.call_function(aten.relu.default, (x,)),))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X, object()))
+    assert script is not None
+    got = script.run((X - 6, object()))
+    assert got is not None
+    assert torch.equal(got[0], torch.relu(X - 6))
+
+
+def test_the_native_part_refuses_what_is_no_value() -> None:
+    script = _C.Script("t")
+    with pytest.raises(IndexError):
+        script.item(_C.Register(9), 0)
+    with pytest.raises(_C.Unscriptable, match="no op"):
+        script.call("aten::no_such_op", "")
+    with pytest.raises(_C.Unscriptable, match="without"):
+        script.call("aten::mul", "Tensor", _C.Register(0))
