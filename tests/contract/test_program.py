@@ -130,3 +130,24 @@ def test_sizes_stay_symbolic(programs: list[Program]) -> None:
             x = torch.randn(1, 2, n, 5)
             assert_same(g(x), f(x))
     assert len(programs) == 1
+
+
+def test_a_users_integers_have_no_end_outside_graphs() -> None:
+    def f(x: Tensor, n: int) -> tuple[Tensor, int]:
+        return x * 2, n * n * n
+
+    compiled = torch.compile(f, backend="graphmode", dynamic=True)
+    x = torch.randn(3)
+    with torch.no_grad():
+        assert [compiled(x, n)[1] for n in (3, 5, 2**40)] == [27, 125, 2**120]
+
+
+def test_why_calls_outside_graphs_need_python_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return x @ x
+
+    compiled = torch.compile(f, backend="graphmode")
+    with torch.no_grad(), caplog.at_level("DEBUG", logger="graphmode"):
+        compiled(torch.randn(3, 3))
+    assert "run as Python: a call of" in caplog.text

@@ -14,9 +14,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphmode import _C
-from graphmode.runtime.script import script_of
+from graphmode.runtime.script import kinds_of
+from graphmode.runtime.script import script_of as script_for
 
 from .programs import aten, traced
+
+
+def script_of(gm: fx.GraphModule, args: tuple[Any, ...]) -> _C.Script | None:
+    try:
+        return script_for(gm, kinds_of(args))
+    except _C.Unscriptable:
+        return None
+
 
 X = torch.arange(12.0).reshape(3, 4)
 
@@ -101,7 +110,7 @@ def test_sizes_are_computed_as_python_does(arithmetic: Callable[[Any, Any], Any]
         assert got[0].shape == gm(X, n, m)[0].shape and got[1:] == [arithmetic(n, m), None]
 
 
-@pytest.mark.parametrize(("n", "m"), [(7, -2), (-7, 2), (-7, -2), (6, -3), (-1, 5)])
+@pytest.mark.parametrize(("n", "m"), [(7, -2), (-7, 2), (-7, -2), (6, -3), (-1, 5), (5, -1), (0, -1)])
 def test_division_rounds_down(n: int, m: int) -> None:
     for arithmetic in (operator.floordiv, operator.mod):
         graph = fx.Graph()
@@ -110,6 +119,96 @@ def test_division_rounds_down(n: int, m: int) -> None:
         script = script_of(fx.GraphModule(torch.nn.Module(), graph), (1, 1))
         assert script is not None
         assert script.run((n, m)) == [arithmetic(n, m)]
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "n", "m"),
+    [
+        (operator.mul, 2**40, 2**40),
+        (operator.add, 2**63 - 1, 1),
+        (operator.sub, -(2**63), 1),
+        (operator.floordiv, -(2**63), -1),
+        (operator.mod, 7, 0),
+        (operator.floordiv, 7, 0),
+    ],
+)
+def test_of_numbers_that_have_no_place_nothing_runs(arithmetic: Callable[[Any, Any], Any], n: int, m: int) -> None:
+    graph = fx.Graph()
+    x, a, b = (graph.placeholder(name) for name in "xab")
+    written = graph.call_function(aten.add_.Tensor, (x, 1))
+    graph.output((written, graph.call_function(arithmetic, (a, b))))
+    given = X.clone()
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (given, 1, 1))
+    assert script is not None
+    assert script.run((given, n, m)) is None
+    assert torch.equal(given, X)
+
+
+def test_a_division_by_a_size_that_is_zero_is_pythons_error() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    size = graph.call_function(aten.sym_size.int, (x, 0))
+    graph.output((graph.call_function(operator.floordiv, (7, size)),))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X,))
+    assert script is not None
+    assert script.run((X,)) == [2]
+    with pytest.raises(ZeroDivisionError):
+        script.run((X[:0],))
+
+
+def test_an_item_that_is_not_there_is_pythons_error() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output((graph.call_function(operator.getitem, (graph.call_function(aten.split.Tensor, (x, 1)), 5)),))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X,))
+    assert script is not None
+    with pytest.raises(IndexError, match="list index out of range"):
+        script.run((X,))
+
+
+def test_arguments_are_those_of_their_places_in_the_graph() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    first = graph.call_function(aten.relu.default, (x,))
+    y = graph.placeholder("y")
+    graph.output((graph.call_function(aten.sub.Tensor, (first, y)),))
+    gm = fx.GraphModule(torch.nn.Module(), graph)
+    script = script_of(gm, (X, X))
+    assert script is not None
+    got = script.run((X, X * 3))
+    assert got is not None
+    assert torch.equal(got[0], X - X * 3)
+    assert script_of(gm, (X,)) is None
+
+
+def test_a_list_given_to_an_op_of_others_is_a_new_one_each_time() -> None:
+    @torch.library.custom_op("graphmode_test::shifted", mutates_args=())
+    def shifted(x: Tensor, by: list[int], scales: list[float]) -> Tensor:
+        return x + sum(by) * scales[0]
+
+    @shifted.register_fake
+    def _(x: Tensor, by: list[int], scales: list[float]) -> Tensor:
+        return torch.empty_like(x)
+
+    script = script_of(traced(lambda x: torch.ops.graphmode_test.shifted(x, [1, 2], [0.5]), X), (X,))
+    assert script is not None
+    for _ in range(2):
+        got = script.run((X,))
+        assert got is not None
+        assert torch.equal(got[0], X + 1.5)
+
+
+def test_one_number_stands_for_a_list_of_them() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    pooled = graph.call_function(aten.max_pool2d.default, (x, 2))
+    graph.output((pooled,))
+    images = torch.randn(1, 2, 4, 4)
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (images,))
+    assert script is not None
+    got = script.run((images,))
+    assert got is not None
+    assert torch.equal(got[0], torch.max_pool2d(images, 2))
 
 
 def test_dynamic_sizes() -> None:
@@ -231,13 +330,34 @@ def takes_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
     return graph.call_function(aten.mul.Tensor, (x, list(graph.nodes)[1]))
 
 
+def names_no_argument(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return graph.call_function(aten.relu.default, (x,), {"other": 1})
+
+
+def gives_a_place_what_has_only_a_name(x: fx.Node, graph: fx.Graph) -> fx.Node:
+    return graph.call_function(aten.add.Tensor, (x, x, 2))
+
+
+def gives_a_dict(x: fx.Node, graph: fx.Graph) -> Any:
+    return {"x": x}
+
+
 def gives_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
     return list(graph.nodes)[1]
 
 
 @pytest.mark.parametrize(
     "call",
-    [calls_python, calls_a_method, takes_a_number_for_a_tensor, takes_an_object, gives_an_object],
+    [
+        calls_python,
+        calls_a_method,
+        takes_a_number_for_a_tensor,
+        takes_an_object,
+        names_no_argument,
+        gives_a_place_what_has_only_a_name,
+        gives_a_dict,
+        gives_an_object,
+    ],
     ids=lambda f: f.__name__,
 )
 def test_what_has_no_script(call: Callable[[fx.Node, fx.Graph], fx.Node]) -> None:

@@ -3,6 +3,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/MemoryOverlap.h>
 
+#include <algorithm>
 #include <cstring>
 #include <unordered_set>
 
@@ -20,24 +21,23 @@ std::pair<int64_t, int64_t> extent(const at::Tensor& t) {
   return {t.storage_offset() * item, (t.storage_offset() + last + 1) * item};
 }
 
-// Random numbers, drawn once. They are repeated after a prime number of elements, so that no two rows of a matrix are
-// alike, and begin at another place each time, so that no two arguments are.
+// Random numbers, drawn once. They are repeated after a prime number of elements, so that rows of a matrix are not
+// alike, and begin at another place each time, so that arguments are not.
 class Random {
  public:
   void fill(const at::Tensor& elements) {
     start_ = (start_ + 21851) % kPeriod;
-    if (!elements.is_non_overlapping_and_dense()) {
-      auto dense = at::empty({elements.numel()}, elements.options());
-      repeat(dense);
-      elements.copy_(dense.view(elements.sizes()));
-      return;
-    }
-    const auto flat = elements.as_strided({elements.numel()}, {1});
+    const bool dense = elements.is_non_overlapping_and_dense();
+    const auto flat =
+        dense ? elements.as_strided({elements.numel()}, {1}) : at::empty({elements.numel()}, elements.options());
     repeat(flat.is_complex() ? at::view_as_real(flat).view({-1}) : flat);
+    if (!dense) {
+      elements.copy_(flat.view(elements.sizes()));
+    }
   }
 
  private:
-  static constexpr int64_t kPeriod = 65537;
+  static constexpr int64_t kPeriod = 262139;
 
   static const at::Tensor& numbers() {
     static const auto values = [] {
@@ -90,8 +90,11 @@ Copies::Copies(const Values& originals, const Writes& writes) {
 
 Copies::Copies(const Values& originals, int64_t most) {
   add(originals, {});
-  for (auto& [impl, span] : spans_) {
-    span.copied = span.hi - span.lo <= most;
+  const auto small = [&](const auto& s) { return s.second.hi - s.second.lo <= most; };
+  if (std::any_of(spans_.begin(), spans_.end(), small)) {
+    for (auto& s : spans_) {
+      s.second.copied = small(s);
+    }
   }
   make();
 }

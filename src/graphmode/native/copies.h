@@ -42,7 +42,7 @@ Values map_all(const Values& values, const std::function<at::Tensor(const at::Te
 class Copies {
  public:
   explicit Copies(const Values& originals, const Writes& writes = {});
-  // Copies all but what is of more bytes than `most`.
+  // Copies all but what is of more bytes than `most`, unless there is nothing else.
   Copies(const Values& originals, int64_t most);
 
   at::Tensor operator()(const at::Tensor& original) const;

@@ -1,15 +1,18 @@
 // Registers hold what the program's values are at a call; an instruction names those that it takes, gives and drops.
-// What a value will be, a tensor or an integer, is known when the script is made, so that no conversion can fail when
-// half of the calls have run.
+// What a value will be, a tensor or an integer, is known when the script is made, and integers that follow from the
+// arguments are computed first, so that none of both can fail when half of the calls have run. Constants are those of
+// that time.
 #include "script.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/util/irange.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/python_arg_parser.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,11 +32,19 @@ struct Unscriptable : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+[[noreturn]] void raise(PyObject* kind, const char* what) {
+  const py::gil_scoped_acquire gil;
+  PyErr_SetString(kind, what);
+  python_error error;
+  error.persist();
+  throw error;
+}
+
 struct Argument {
   enum Kind : uint8_t { Constant, Value, List } kind = Constant;
   c10::IValue constant;
   size_t value = 0;
-  c10::TypePtr element;  // of a list with values in it
+  c10::TypePtr element;  // of a list that is made at each call
   std::vector<Argument> items;
 };
 
@@ -56,29 +67,26 @@ c10::TypePtr without_optional(const c10::TypePtr& type) {
   return optional ? optional->getElementType() : type;
 }
 
-// Python's // and % round towards minus infinity.
-int64_t floor_div(int64_t a, int64_t b) {
-  TORCH_CHECK(b != 0, "integer division or modulo by zero");
-  return a / b - static_cast<int64_t>(a % b != 0 && (a < 0) != (b < 0));
-}
-
-int64_t compute(char arithmetic, int64_t a, int64_t b) {
-  switch (arithmetic) {
-    case '+':
-      return a + b;
-    case '-':
-      return a - b;
-    case '*':
-      return a * b;
-    case '/':
-      return floor_div(a, b);
-    case '%':
-      return a - floor_div(a, b) * b;
-    case '<':
-      return std::min(a, b);
-    default:
-      return std::max(a, b);
+// Python's numbers have no end, and its // and % round towards minus infinity. Nothing where these have no place.
+std::optional<int64_t> compute(char arithmetic, int64_t a, int64_t b) {
+  int64_t result = 0;
+  if (arithmetic == '+') {
+    return __builtin_add_overflow(a, b, &result) ? std::nullopt : std::make_optional(result);
   }
+  if (arithmetic == '-') {
+    return __builtin_sub_overflow(a, b, &result) ? std::nullopt : std::make_optional(result);
+  }
+  if (arithmetic == '*') {
+    return __builtin_mul_overflow(a, b, &result) ? std::nullopt : std::make_optional(result);
+  }
+  if (arithmetic == '<' || arithmetic == '>') {
+    return arithmetic == '<' ? std::min(a, b) : std::max(a, b);
+  }
+  if (b == 0 || b == -1) {
+    return b == 0 || a == INT64_MIN ? std::nullopt : std::make_optional(arithmetic == '/' ? -a : 0);
+  }
+  const bool down = a % b != 0 && (a < 0) != (b < 0);
+  return arithmetic == '/' ? a / b - static_cast<int64_t>(down) : a % b + (down ? b : 0);
 }
 
 class Script {
@@ -91,11 +99,13 @@ class Script {
                                      : c10::TypePtr(c10::NoneType::get()));
     }
     inputs_ = types_.size();
+    early_.assign(inputs_, true);
   }
 
   size_t constant(const at::Tensor& tensor) {
     constants_.emplace_back(types_.size(), tensor);
     types_.push_back(c10::TensorType::get());
+    early_.push_back(false);
     return types_.size() - 1;
   }
 
@@ -108,24 +118,33 @@ class Script {
     const auto symbol = c10::Symbol::fromQualString(name);
     const torch::jit::ToIValueAllowNumbersAsTensors numbers(
         symbol.is_prims() || (symbol.is_aten() && torch::should_allow_numbers_as_tensors(symbol.toUnqualString())));
+    const c10::InferenceMode off(false);  // of such a number, which outlives the call
     Instruction made;
     made.op = *op;
     const auto& schema = op->schema();
-    if (schema.is_vararg() || schema.is_varret() || args.size() > schema.arguments().size()) {
+    if (schema.is_vararg() || schema.is_varret()) {
       throw Unscriptable(name + " takes any number of arguments");
     }
+    size_t taken = 0;
     for (const auto i : c10::irange(schema.arguments().size())) {
       const auto& argument = schema.arguments()[i];
-      if (i < args.size()) {
-        made.args.push_back(argument_of(args[i], argument.type()));
+      Argument next;
+      if (i < args.size() && !argument.kwarg_only()) {
+        next = argument_of(args[i], argument.real_type(), argument.N());
+        ++taken;
       } else if (kwargs.contains(argument.name())) {
-        made.args.push_back(argument_of(kwargs[argument.name().c_str()], argument.type()));
+        next = argument_of(kwargs[argument.name().c_str()], argument.real_type(), argument.N());
+        ++taken;
       } else if (argument.default_value()) {
-        made.args.emplace_back();
-        made.args.back().constant = *argument.default_value();
+        next.constant = *argument.default_value();
       } else {
         throw Unscriptable(name + " is called without " + argument.name());
       }
+      const bool of_torch = symbol.is_aten() || symbol.is_prims();
+      made.args.push_back(of_torch ? std::move(next) : made_anew(std::move(next), argument.type()));
+    }
+    if (taken != args.size() + kwargs.size()) {
+      throw Unscriptable(name + " is called with arguments that it does not take");
     }
     const auto& returns = schema.returns();
     std::vector<c10::TypePtr> types;
@@ -161,7 +180,15 @@ class Script {
     made.args.push_back(argument_of(a, c10::IntType::get()));
     made.args.push_back(argument_of(b, c10::IntType::get()));
     types_.push_back(c10::IntType::get());
-    return add(std::move(made));
+    const bool early = std::all_of(made.args.begin(), made.args.end(),
+                                   [&](const Argument& x) { return x.kind == Argument::Constant || early_[x.value]; });
+    if (!early) {
+      return add(std::move(made));
+    }
+    made.out = types_.size() - 1;
+    early_.push_back(true);
+    first_.push_back(std::move(made));
+    return first_.back().out;
   }
 
   // `x.data`, which is no op of the dispatcher's.
@@ -178,7 +205,10 @@ class Script {
 
   // The values that nobody uses after the last instruction: they go as soon as it has run.
   void drop(const std::vector<size_t>& values) {
-    instructions_.back().drops = values;
+    if (!instructions_.empty()) {
+      auto& drops = instructions_.back().drops;
+      drops.insert(drops.end(), values.begin(), values.end());
+    }
   }
 
   void results(const py::list& values) {
@@ -189,8 +219,10 @@ class Script {
           throw Unscriptable("an argument of an unknown kind is a result");
         }
         results_.emplace_back(number, py::none());
-      } else {
+      } else if (v.is_none() || PyLong_Check(v.ptr()) || PyFloat_Check(v.ptr()) || PyUnicode_Check(v.ptr())) {
         results_.emplace_back(std::nullopt, py::reinterpret_borrow<py::object>(v));
+      } else {
+        throw Unscriptable("a result that is neither a value nor a plain constant");
       }
     }
   }
@@ -217,6 +249,14 @@ class Script {
         registers[i] = static_cast<int64_t>(integer);
       }
     }
+    for (const auto& i : first_) {
+      const auto result =
+          compute(i.arithmetic, evaluate(i.args[0], registers).toInt(), evaluate(i.args[1], registers).toInt());
+      if (!result) {
+        return py::none();  // a number beyond 64 bits, or a division by zero: Python's to give or to raise
+      }
+      registers[i.out] = *result;
+    }
     {
       py::gil_scoped_release no_gil;
       for (const auto& [number, tensor] : constants_) {
@@ -237,6 +277,7 @@ class Script {
  private:
   size_t add(Instruction made) {
     made.out = types_.size() - 1;
+    early_.push_back(false);
     instructions_.push_back(std::move(made));
     return instructions_.back().out;
   }
@@ -255,7 +296,24 @@ class Script {
     return *have == *wanted || (is_int(have) && (is_int(wanted) || wanted->kind() == c10::TypeKind::NumberType));
   }
 
-  Argument argument_of(const py::handle& given, const c10::TypePtr& optional) const {
+  // A list that an op of others may keep or change.
+  static Argument made_anew(Argument constant, const c10::TypePtr& optional) {
+    const auto list = without_optional(optional)->cast<c10::ListType>();
+    if (constant.kind != Argument::Constant || !list || !constant.constant.isList()) {
+      return constant;
+    }
+    Argument made;
+    made.kind = Argument::List;
+    made.element = list->getElementType();
+    for (const c10::IValue& item : constant.constant.toListRef()) {
+      made.items.emplace_back();
+      made.items.back().constant = item;
+    }
+    return made;
+  }
+
+  Argument argument_of(const py::handle& given, const c10::TypePtr& optional,
+                       std::optional<int32_t> repeated = std::nullopt) const {
     const auto type = without_optional(optional);
     if (py::isinstance<Register>(given)) {
       auto made = value(given.cast<Register>());
@@ -276,7 +334,7 @@ class Script {
       return made;
     }
     try {
-      made.constant = torch::jit::toIValue(given, optional);
+      made.constant = torch::jit::toIValue(given, optional, repeated);
     } catch (const std::exception& e) {  // what torch itself converts in another way, as numbers that become tensors
       throw Unscriptable("a constant where " + type->repr_str() + " is taken");
     }
@@ -316,10 +374,22 @@ class Script {
   static void execute(const Instruction& i, std::vector<c10::IValue>& registers, torch::jit::Stack& stack) {
     if (i.kind == Instruction::Item) {
       const auto& of = registers[i.args[0].value];
-      registers[i.out] = of.isTuple() ? of.toTupleRef().elements()[i.at] : of.toListRef().at(i.at);
+      if (of.isTuple()) {
+        registers[i.out] = of.toTupleRef().elements()[i.at];
+      } else {
+        TORCH_CHECK_INDEX(i.at < of.toListRef().size(), "list index out of range");
+        registers[i.out] = of.toListRef()[i.at];
+      }
     } else if (i.kind == Instruction::Number) {
-      registers[i.out] =
-          compute(i.arithmetic, evaluate(i.args[0], registers).toInt(), evaluate(i.args[1], registers).toInt());
+      const auto by = evaluate(i.args[1], registers).toInt();
+      const auto result = compute(i.arithmetic, evaluate(i.args[0], registers).toInt(), by);
+      if (!result && by == 0) {
+        raise(PyExc_ZeroDivisionError, "integer division or modulo by zero");
+      }
+      if (!result) {
+        raise(PyExc_OverflowError, "a size that a call gave leads to a number beyond 64 bits");
+      }
+      registers[i.out] = *result;
     } else if (i.kind == Instruction::Data) {
       registers[i.out] = registers[i.args[0].value].toTensor().variable_data();
     } else {
@@ -342,6 +412,8 @@ class Script {
 
   size_t inputs_ = 0;
   std::vector<c10::TypePtr> types_;  // of the registers
+  std::vector<bool> early_;          // by register: an argument, or an integer that follows from arguments alone
+  std::vector<Instruction> first_;   // what computes those
   std::vector<std::pair<size_t, at::Tensor>> constants_;
   std::vector<Instruction> instructions_;
   std::vector<std::pair<std::optional<size_t>, py::object>> results_;
@@ -361,10 +433,7 @@ void bind_script(py::module_& m) {
       .def("data", &Script::data)
       .def("drop", &Script::drop)
       .def("results", &Script::results)
-      .def("run", [](const Script& script, const py::tuple& args) -> py::object {
-        // An op's own error, as Python code that calls it raises it.
-        return torch::wrap_pybind_function([&](const py::tuple& given) { return script.run(given); })(args);
-      });
+      .def("run", &Script::run);
 }
 
 }  // namespace graphmode

@@ -20,7 +20,7 @@ from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
-from graphmode.inspect.captures import log_capture
+from graphmode.inspect.captures import log, log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
@@ -32,7 +32,7 @@ from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.modes import Modes
 from graphmode.runtime.pinned import Pinned, PinnedGraphs
 from graphmode.runtime.resume import Resume
-from graphmode.runtime.script import script_of
+from graphmode.runtime.script import kinds_of, script_of
 from graphmode.runtime.signature import not_capturable, signature_of
 from graphmode.runtime.slots import Slots
 from graphmode.runtime.verify import difference
@@ -90,8 +90,7 @@ class Region:
         self._keys: dict[int, int] = {}  # hashes of the signatures
         self._trimmed = 0  # evictions until memory was given back last
         self._ends_with: weakref.ref[torch.nn.Module] | None = None
-        self._script: _C.Script | None = None  # made at the first live call
-        self._script_made = False
+        self._scripts: dict[str, _C.Script | None] = {}  # by kinds of arguments, made at the first live call
         if owner is not None:
             self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
@@ -104,13 +103,18 @@ class Region:
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs the program as it is, in the caller's modes. Nothing here needs gradients: see `_miss`."""
-        if not self._script_made:
-            self._script, self._script_made = script_of(self.gm, args), True
-        if self._script is not None and not _C.is_observed():
-            results = self._script.run(tuple(args))
-            if results is not None:
-                return tuple(results)
-        return self._flat(self.gm(*args))
+        script = None if _C.is_observed() else self._script_for(kinds_of(args))
+        results = None if script is None else script.run(tuple(args))
+        return self._flat(self.gm(*args)) if results is None else tuple(results)
+
+    def _script_for(self, kinds: str) -> _C.Script | None:
+        if kinds not in self._scripts:
+            try:
+                self._scripts[kinds] = script_of(self.gm, kinds)
+            except _C.Unscriptable as why:
+                self._scripts[kinds] = None
+                log.debug("program %d: its calls outside graphs run as Python: %s", self.number, why)
+        return self._scripts[kinds]
 
     def _flat(self, results: Any) -> tuple[Any, ...]:
         return (results,) if self.single_result else tuple(results)

@@ -7,14 +7,13 @@ integers has no script, and runs as Python.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
 
 from graphmode import _C
-from graphmode.program.effects import op_name
 
 _ARITHMETIC: dict[Any, str] = {
     operator.add: "+",
@@ -28,22 +27,25 @@ _ARITHMETIC: dict[Any, str] = {
 _DATA = torch._C._autograd._get_data_attr  # type: ignore[attr-defined]  # `x.data`
 
 
-def script_of(gm: fx.GraphModule, args: Sequence[Any]) -> _C.Script | None:
-    """The script of a program for arguments of these kinds; None where it has none."""
-    kinds = "".join("t" if isinstance(a, torch.Tensor) else "i" if type(a) is int else "?" for a in args)
-    try:
-        return _translated(gm, kinds)
-    except _C.Unscriptable:
-        return None
+def kinds_of(args: Sequence[Any]) -> str:
+    """What a script is made for: of each argument, whether it is a tensor, an integer, or something else."""
+    return "".join("t" if isinstance(a, torch.Tensor) else "i" if type(a) is int else "?" for a in args)
 
 
-def _translated(gm: fx.GraphModule, kinds: str) -> _C.Script:
+def script_of(gm: fx.GraphModule, kinds: str) -> _C.Script:
+    """The script of a program, for arguments of these kinds. Its constants are those of the module now.
+
+    Raises:
+        Unscriptable: it has none, and why.
+    """
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    if len(placeholders) != len(kinds):
+        raise _C.Unscriptable("it is called with another number of arguments")
     script = _C.Script(kinds)
-    places: dict[fx.Node, _C.Register] = {}
+    places = {n: _C.Register(i) for i, n in enumerate(placeholders)}
     dead = _last_uses(gm.graph)
     for node in gm.graph.nodes:
         if node.op == "placeholder":
-            places[node] = _C.Register(len(places))
             continue
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: places[n])  # type: ignore[arg-type,return-value]
         if node.op == "output":
@@ -66,8 +68,8 @@ def _translated(gm: fx.GraphModule, kinds: str) -> _C.Script:
 def _call(script: _C.Script, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
-        name, _, overload = op_name(target).partition(".")
-        return script.call(name, overload, *args, **kwargs)
+        schema = target._schema
+        return script.call(schema.name, schema.overload_name, *args, **kwargs)
     if target is operator.getitem and isinstance(args[0], _C.Register) and type(args[1]) is int and args[1] >= 0:
         return script.item(args[0], args[1])
     if target in _ARITHMETIC and len(args) == 2 and not kwargs:
@@ -82,13 +84,9 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     seen: set[fx.Node] = set()
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in reversed(graph.nodes):
-        for used in _each_once([node, *node.all_input_nodes]):
+        for used in dict.fromkeys([node, *node.all_input_nodes]):
             if used not in seen and used.op != "get_attr":
                 seen.add(used)
                 if node.op.startswith("call"):
                     found.setdefault(node, []).append(used)
     return found
-
-
-def _each_once(nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
-    yield from dict.fromkeys(nodes)
