@@ -34,7 +34,7 @@ with tempfile.TemporaryDirectory() as folder:
     engine = LLM(model=folder, load_format=register_loader(), skip_tokenizer_init=True,
                  max_model_len=256, max_num_seqs=8, enable_prefix_caching=False, **given)
 how = SamplingParams(max_tokens=8, ignore_eos=True, detokenize=False)
-for tokens in (2, 2, 2, 200, 200, 200):
+for tokens in (2,) * 3 + (200,) * 18:  # a size of prompts has a graph after sixteen steps
     engine.generate([{"prompt_token_ids": [5] * tokens}] * 4, how, use_tqdm=False)
 import graphmode
 from vllm.config import CompilationMode

@@ -6,9 +6,9 @@ import pytest
 
 pytest.importorskip("vllm", reason="make install-vllm installs it")
 
-from soak import KINDS, Outcome, Sample, fit, growth, shortfalls, soak
+from soak import KINDS, KINDS_OF_STEP, Outcome, Sample, fit, growth, shortfalls, soak
 
-FEW = 12  # graphs; more sizes than that come, so that some are dropped
+FEW = 3  # graphs of each kind of step; more sizes than that come, of decode steps too, so that some are dropped
 
 
 @pytest.mark.slow
@@ -17,7 +17,7 @@ def test_every_client_gets_its_answer_and_nothing_is_left_over() -> None:
     assert shortfalls(found) == []
     assert set(found.kinds) == set(KINDS)
     assert found.counted["graphmode_evictions_total"] > 0 and found.counted["graphmode_replays_total"] > 100
-    assert found.counted["graphmode_graphs"] == FEW
+    assert FEW <= found.counted["graphmode_graphs"] <= KINDS_OF_STEP * FEW
 
 
 def sample(done: int, held: int, graphs: float = 0.0) -> Sample:
@@ -40,6 +40,6 @@ def test_what_falls_short_is_told() -> None:
     good.counted["graphmode_replays_total"] = 5.0
     assert shortfalls(good) == []
     good.left["num_requests_running"] = 1.0
-    good.samples.append(sample(2, 1, 4.0))
+    good.samples.append(sample(2, 1, 7.0))
     good.probes[3] = ["text", [-0.25]]
-    assert [line[:12] for line in shortfalls(good)] == ["at the end n", "the probe's ", "4 graphs, an"]
+    assert [line[:12] for line in shortfalls(good)] == ["at the end n", "the probe's ", "7 graphs, an"]
