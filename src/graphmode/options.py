@@ -42,8 +42,8 @@ class Options:
     )
     fuel: int = _option(
         1_000_000,
-        "runs of small calls that each graph may turn into one kernel, from the first; 0 for none. Halve it again and "
-        "again to find one that you suspect",
+        "runs of small calls that each graph, and each program where it runs outside one, may turn into a kernel, from "
+        "the first; 0 for none. Halve it again and again to find one that you suspect",
     )
     require: bool = _option(False, "raise FallbackError where something would run outside a graph")
     poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")

@@ -22,7 +22,7 @@ from .programs import aten, traced
 
 def script_of(gm: fx.GraphModule, args: tuple[Any, ...]) -> _C.Script | None:
     try:
-        return script_for(gm, kinds_of(args))
+        return script_for(gm, kinds_of(args), 1000)
     except _C.Unscriptable:
         return None
 

@@ -1,7 +1,6 @@
 #include "row_chains.h"
 
 #include <ATen/Parallel.h>
-#include <c10/util/accumulate.h>
 
 #include <algorithm>
 
@@ -12,7 +11,11 @@ namespace graphmode {
 namespace {
 
 constexpr int64_t kFewestColumns = 16;  // of fewer, a row is not worth its steps
+// Of more, eager sums one row by several threads, in another order; and registers leave the caches.
+constexpr int64_t kMostColumns = at::internal::GRAIN_SIZE - 1;
 constexpr int kMostCalls = 64;
+constexpr const char* kCopy = "aten::copy_";
+constexpr const char* kPower = "aten::pow.Tensor_Scalar";
 
 const std::unordered_map<std::string, RowOp>& unary_ops() {
   static const std::unordered_map<std::string, RowOp> table = {
@@ -33,6 +36,10 @@ const std::unordered_map<std::string, RowOp>& binary_ops() {
   return table;
 }
 
+bool is_reduction(const std::string& name) {
+  return name == "aten::mean.dim" || name == "aten::sum.dim_IntList";
+}
+
 std::optional<double> number_in(const c10::IValue& v) {
   if (v.isTensor() && v.toTensor().defined() && v.toTensor().numel() == 1 && !v.toTensor().is_complex()) {
     return v.toTensor().item().toDouble();
@@ -45,21 +52,6 @@ std::optional<double> number_in(const c10::IValue& v) {
 
 bool is_one(const c10::IValue& v) {
   return (v.isInt() && v.toInt() == 1) || (v.isDouble() && v.toDouble() == 1);
-}
-
-bool contiguous(const Value& v) {
-  int64_t dense = 1;
-  for (size_t d = v.sizes.size(); d-- > 0;) {
-    if (v.sizes[d] != 1 && v.strides[d] != dense) {
-      return false;
-    }
-    dense *= v.sizes[d];
-  }
-  return true;
-}
-
-int64_t items(const Value& v) {
-  return c10::multiply_integers(v.sizes);
 }
 
 // Reads calls one by one, as steps over rows, until one does not fit.
@@ -152,7 +144,7 @@ class Reader {
         !made_by(index, name)) {
       return false;
     }
-    if (name == "aten::mean.dim" || name == "aten::sum.dim_IntList") {
+    if (is_reduction(name)) {
       return reduce(node, name == "aten::mean.dim" ? RowOp::Mean : RowOp::Sum, out);
     }
     const auto& v = t_.values[out];
@@ -173,7 +165,7 @@ class Reader {
     if (b.adopted || b.first != index) {
       return false;
     }
-    if (name == "aten::copy_") {
+    if (name == kCopy) {
       return b.kind == BufferKind::Temp || b.kind == BufferKind::Output || b.survives;
     }
     return node.functional && b.made_by == index;
@@ -181,7 +173,7 @@ class Reader {
 
   bool compute(const Node& node, const std::string& name, int out, bool is_row) {
     const auto& sizes = t_.values[out].sizes;
-    if (name == "aten::copy_") {
+    if (name == kCopy) {
       const auto from = node.in.size() == 2 ? operand(node.in[1].value, sizes, is_row) : std::nullopt;
       return from && make(out, *from, is_row, t_.values[node.in[1].value].dtype == t_.values[out].dtype);
     }
@@ -196,7 +188,7 @@ class Reader {
       return a && a->number != is_row && t_.values[node.in[0].value].dtype == t_.values[out].dtype &&
              make(out, step(op->second, is_row, *a, {}), is_row, exact);
     }
-    if (name == "aten::pow.Tensor_Scalar") {
+    if (name == kPower) {
       const auto exponent = number_in(node.args[1]);
       const auto a = operand(node.in[0].value, sizes, is_row);
       return a && a->number != is_row && exponent == 2.0 && make(out, step(RowOp::Square, is_row, *a, {}), is_row);
@@ -232,8 +224,7 @@ class Reader {
   bool set_size(const Value& v) {
     columns_ = v.sizes.empty() ? 0 : v.sizes.back();
     rows_ = columns_ == 0 ? 0 : items(v) / columns_;
-    // Larger ones are split over threads by ATen, and sums then have other bits.
-    return columns_ >= kFewestColumns && rows_ > 0 && items(v) < at::internal::GRAIN_SIZE;
+    return columns_ >= kFewestColumns && columns_ <= kMostColumns && rows_ > 0;
   }
 
   bool reduce(const Node& node, RowOp op, int out) {
@@ -473,6 +464,11 @@ class Reader {
 };
 
 }  // namespace
+
+bool is_row_call(const std::string& name) {
+  return name == kCopy || name == kPower || is_reduction(name) || unary_ops().count(name) != 0 ||
+         binary_ops().count(name) != 0;
+}
 
 std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep, int fewest,
                                        const RowProgram* like) {

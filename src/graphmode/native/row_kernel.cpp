@@ -1,5 +1,7 @@
 #include "row_kernel.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -250,11 +252,11 @@ GM_INLINE void step(const Frame& f, const RowStep& s, const RowProgram& p, int64
   }
 }
 
-GM_FOR_EACH_PROCESSOR void run_rows(const Frame& f, const RowProgram& p) {
+GM_FOR_EACH_PROCESSOR void run_rows(const Frame& f, const RowProgram& p, int64_t begin, int64_t end) {
   for (const auto& s : p.first) {
     step(f, s, p, 0);
   }
-  for (int64_t row = 0; row < p.rows; ++row) {
+  for (int64_t row = begin; row < end; ++row) {
     for (const auto& s : p.each) {
       step(f, s, p, row);
     }
@@ -262,53 +264,62 @@ GM_FOR_EACH_PROCESSOR void run_rows(const Frame& f, const RowProgram& p) {
 }
 
 // Registers of all kernels of a thread: one after the other uses them, and finds them in the cache.
-float* registers(size_t items) {
-  struct Aligned {
-    std::vector<float> memory;
-    float* begin(size_t n) {
-      if (memory.size() < n + 16) {
-        memory = std::vector<float>(n + 16);
-      }
-      const auto address = reinterpret_cast<uintptr_t>(memory.data());
-      return memory.data() + (64 - address % 64) % 64 / sizeof(float);
+struct Registers {
+  std::vector<float> vectors, numbers;
+  std::vector<const float*> at;
+
+  float* aligned(size_t items) {
+    if (vectors.size() < items + 16) {
+      vectors = std::vector<float>(items + 16);
     }
-  };
-  static thread_local Aligned aligned;
-  return aligned.begin(items);
+    const auto address = reinterpret_cast<uintptr_t>(vectors.data());
+    return vectors.data() + (64 - address % 64) % 64 / sizeof(float);
+  }
+};
+
+void run_some_rows(const RowProgram& p, char* const* places, int64_t begin, int64_t end) {
+  static thread_local Registers registers;
+  registers.numbers.assign(p.numbers.begin(), p.numbers.end());
+  registers.at.resize(std::max(registers.at.size(), static_cast<size_t>(p.vectors)));
+  const Frame frame{registers.aligned(static_cast<size_t>(p.vectors * p.columns)),
+                    registers.at.data(),
+                    registers.numbers.data(),
+                    places,
+                    p.columns,
+                    p.lanes};
+  run_rows(frame, p, begin, end);
 }
 
 class RowKernel final : public Kernel {
  public:
   RowKernel(std::shared_ptr<const RowProgram> program, std::vector<at::Tensor> tensors)
-      : program_(std::move(program)),
-        tensors_(std::move(tensors)),
-        places_(tensors_.size()),
-        at_(static_cast<size_t>(program_->vectors)),
-        numbers_(program_->numbers) {}
+      : program_(std::move(program)), tensors_(std::move(tensors)), places_(tensors_.size()) {}
 
   void run() override {
     for (size_t i = 0; i < places_.size(); ++i) {
       places_[i] = static_cast<char*>(const_cast<void*>(tensors_[i].const_data_ptr()));
     }
-    const auto& p = *program_;
-    const Frame frame{registers(static_cast<size_t>(p.vectors * p.columns)),
-                      at_.data(),
-                      numbers_.data(),
-                      places_.data(),
-                      p.columns,
-                      p.lanes};
-    run_rows(frame, p);
+    run_row_program(*program_, places_.data());
   }
 
  private:
   std::shared_ptr<const RowProgram> program_;
   std::vector<at::Tensor> tensors_;
   std::vector<char*> places_;
-  std::vector<const float*> at_;
-  std::vector<float> numbers_;
 };
 
 }  // namespace
+
+void run_row_program(const RowProgram& program, char* const* places) {
+  const auto at_once = std::max<int64_t>(1, at::internal::GRAIN_SIZE / program.columns);  // rows that one thread is for
+  if (program.rows <= at_once) {
+    run_some_rows(program, places, 0, program.rows);
+    return;
+  }
+  at::parallel_for(0, program.rows, at_once, [&](int64_t begin, int64_t end) {
+    run_some_rows(program, places, begin, end);
+  });
+}
 
 std::unique_ptr<Kernel> make_row_kernel(std::shared_ptr<const RowProgram> program, std::vector<at::Tensor> tensors) {
   return std::make_unique<RowKernel>(std::move(program), std::move(tensors));

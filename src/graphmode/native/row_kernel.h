@@ -61,6 +61,9 @@ struct RowProgram {
   std::vector<RowPlace> places;
 };
 
+// `places`: the address of each place's first element. Rows of much work are split over threads.
+void run_row_program(const RowProgram& program, char* const* places);
+
 // `tensors`: one per place; the kernel reads their addresses at each run.
 std::unique_ptr<Kernel> make_row_kernel(std::shared_ptr<const RowProgram> program, std::vector<at::Tensor> tensors);
 

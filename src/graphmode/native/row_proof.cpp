@@ -20,9 +20,15 @@ namespace graphmode {
 
 namespace {
 
-constexpr int64_t kRounds = 8;
-constexpr int64_t kRows = 64;  // at least so many: another order, or another rounding, gives now and then the same bits
-constexpr int64_t kSpread = 1 << 16;  // items between the first and the last that a trial reads, or 16 for each
+// Rows and columns of a trial, and on how many sets of numbers: in turn, of each kind.
+struct Extent {
+  int64_t rows, columns, rounds;
+};
+
+constexpr int64_t kRounds = 4, kFewRows = 3;
+constexpr int64_t kRoundsOfOneRow = 64;  // another order, or another rounding, gives now and then the same bits
+// Neither is a multiple of a vector: calls without sums, whose items do not depend on where they stand.
+constexpr int64_t kOddRows = 67, kOddColumns = 19;
 
 struct Verdict {
   int lanes = 0;
@@ -52,18 +58,7 @@ std::string describe(const Tape& t, const RowChain& chain) {
   for (int n = chain.begin; n <= chain.end; ++n) {
     const auto& node = t.nodes[n];
     s << '|' << full_name(node.op);
-    for (const auto& a : node.args) {
-      s << ',' << a.tagKind();
-      if (a.isTensor() && a.toTensor().defined()) {  // a Python number in a tensor's place
-        const auto x = a.toTensor().item().toComplexDouble();
-        s << a.toTensor().dtype().name() << a.toTensor().unsafeGetTensorImpl()->is_wrapped_number()
-          << std::bit_cast<uint64_t>(x.real()) << ',' << std::bit_cast<uint64_t>(x.imag());
-      } else if (a.isDouble()) {
-        s << std::bit_cast<uint64_t>(a.toDouble());
-      } else {
-        s << a;
-      }
-    }
+    describe_arguments(s, node.args);
     for (const auto& ref : node.in) {
       s << ref.arg;
       value(ref.value);
@@ -141,9 +136,7 @@ class Trial {
   // with.
   bool call_one_by_one(const RowChain& chain, Numbers numbers) {
     tensors_.clear();
-    if (!make_inputs(chain, numbers)) {
-      return false;
-    }
+    make_inputs(chain, numbers);
     for (int n = chain.begin; n <= chain.end; ++n) {
       const auto& node = t_.nodes[n];
       const int out = node.out[0].value;
@@ -196,47 +189,19 @@ class Trial {
   }
 
  private:
-  // Tensors over one memory stay so.
-  bool make_inputs(const RowChain& chain, Numbers& numbers) {
-    struct Span {
-      int64_t lo, hi;  // elements
-      at::Tensor memory;
-    };
-    std::unordered_map<int, Span> spans;
+  void make_inputs(const RowChain& chain, Numbers& numbers) {
     for (size_t i = 0; i < chain.places.size(); ++i) {
       const auto& v = t_.values[chain.places[i]];
-      if (chain.program->places[i].written) {
-        continue;
-      }
-      int64_t last = v.offset;
-      for (size_t d = 0; d < v.sizes.size(); ++d) {
-        last += (v.sizes[d] - 1) * v.strides[d];
-      }
-      auto [span, fresh] = spans.emplace(v.buffer, Span{v.offset, last, at::empty({0}, options(v))});
-      if (span->second.memory.dtype() != v.dtype) {
-        return false;
-      }
-      span->second.lo = std::min(span->second.lo, v.offset);
-      span->second.hi = std::max(span->second.hi, last);
-    }
-    const auto most = std::max<int64_t>(kSpread, kSpread / 4096 * chain.program->rows * chain.program->columns);
-    for (auto& [buffer, span] : spans) {
-      if (span.hi - span.lo > most) {
-        return false;  // a few items of something large: not worth as much memory
-      }
-      auto values = at::empty({span.hi - span.lo + 1}, at::kFloat);
-      auto* x = values.mutable_data_ptr<float>();
-      std::generate_n(x, values.numel(), [&] { return numbers.next(); });
-      span.memory = values.to(span.memory.scalar_type());
-    }
-    for (size_t i = 0; i < chain.places.size(); ++i) {
       if (!chain.program->places[i].written) {
-        const auto& v = t_.values[chain.places[i]];
-        const auto& span = spans.at(v.buffer);
-        tensors_[chain.places[i]] = span.memory.as_strided(v.sizes, v.strides, v.offset - span.lo);
+        int64_t last = 0;
+        for (size_t d = 0; d < v.sizes.size(); ++d) {
+          last += (v.sizes[d] - 1) * v.strides[d];
+        }
+        auto memory = at::empty({last + 1}, at::kFloat);
+        std::generate_n(memory.mutable_data_ptr<float>(), last + 1, [&] { return numbers.next(); });
+        tensors_[chain.places[i]] = memory.to(c10::typeMetaToScalarType(v.dtype)).as_strided(v.sizes, v.strides);
       }
     }
-    return true;
   }
 
   at::Tensor tensor(int value) {
@@ -259,42 +224,71 @@ bool sums(const RowChain& chain) {
                      [](const RowStep& s) { return s.op == RowOp::Sum || s.op == RowOp::Mean; });
 }
 
-// The chain as it is, against its calls. `lanes`: what to try.
-Verdict compare(const Tape& tape, const RowChain& chain, const std::vector<int>& lanes) {
-  const auto kept = read_row_chain(tape, chain.begin, chain.end + 1, true, 1, chain.program.get());
-  if (!kept || kept->end != chain.end) {
-    return {};
+// What stands for any number of rows: a few of them, and as many as eager splits over threads. One row is another
+// program, since eager's calls and ours then take what is the same for all rows for what is theirs alone.
+std::vector<Extent> extents(const RowChain& chain) {
+  const auto columns = chain.program->columns;
+  std::vector<Extent> found;
+  if (chain.program->rows == 1) {
+    found.push_back({1, columns, kRoundsOfOneRow});
+  } else {
+    found.push_back({kFewRows, columns, kRounds});
+    found.push_back({at::internal::GRAIN_SIZE / columns + 3, columns, kRounds});
   }
+  if (!sums(chain)) {
+    found.push_back({chain.program->rows == 1 ? 1 : kOddRows, kOddColumns, kRounds});
+  }
+  return found;
+}
+
+// The chain over so many rows and columns, against its calls.
+void compare(const Tape& tape, const RowChain& chain, const Extent& extent, std::vector<Verdict>& verdicts) {
   const int calls = chain.end - chain.begin + 1;
+  const auto reshaped = on_rows(tape, chain, extent.rows, extent.columns);
+  const auto kept = reshaped ? read_row_chain(reshaped->tape, 0, calls, true, 1, reshaped->chain.program.get())
+                             : std::optional<RowChain>();
+  Trial trial(reshaped ? reshaped->tape : tape);
+  for (int64_t round = 0; round < extent.rounds; ++round) {
+    if (!kept || kept->end + 1 != calls || !trial.call_one_by_one(*kept, Numbers(round, kept->program->numbers))) {
+      verdicts.clear();
+      return;
+    }
+    for (auto& v : verdicts) {
+      const int right = trial.right(*kept, v.lanes);
+      v.right = right < 0 ? v.right : std::min(v.right, right);
+      if (v.right == calls && trial.right(reshaped->chain, v.lanes) >= 0) {
+        v.right = 0;  // not because of a call: no part of it is to be trusted
+      }
+    }
+  }
+}
+
+// `lanes`: what to try.
+Verdict prove(const Tape& tape, const RowChain& chain, const std::vector<int>& lanes) {
   RecordingOff off;
   at::AutoDispatchBelowADInplaceOrView below;
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::NoGradGuard no_grad;
   std::vector<Verdict> found;
   for (int l : lanes) {
-    found.push_back({l, calls});
+    found.push_back({l, chain.end - chain.begin + 1});
   }
-  const auto rounds = std::max<int64_t>(kRounds, kRows / kept->program->rows);
-  Trial trial(tape);
-  for (int64_t round = 0; round < rounds; ++round) {
-    if (!trial.call_one_by_one(*kept, Numbers(round, kept->program->numbers))) {
-      return {};
-    }
-    for (auto& v : found) {
-      const int right = trial.right(*kept, v.lanes);
-      v.right = right < 0 ? v.right : std::min(v.right, right);
-      if (v.right == calls && trial.right(chain, v.lanes) >= 0) {
-        v.right = 0;  // not because of a call: no part of it is to be trusted
-      }
-    }
+  for (const auto& extent : extents(chain)) {
+    compare(tape, chain, extent, found);
   }
-  return *std::max_element(found.begin(), found.end(),
-                           [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
+  const auto best = std::max_element(found.begin(), found.end(),
+                                     [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
+  return best == found.end() ? Verdict{} : *best;
 }
 
 // Proofs are made once for all calls of a kind.
 Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<int>& lanes) {
-  auto key = describe(tape, chain);
+  const auto& p = *chain.program;
+  const auto any = on_rows(tape, chain, p.rows == 1 ? 1 : kFewRows, p.columns);
+  if (!any) {
+    return {};
+  }
+  auto key = describe(any->tape, any->chain);
   for (int l : lanes) {
     key += '/' + std::to_string(l);
   }
@@ -303,7 +297,7 @@ Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<in
   }
   Verdict verdict;
   try {
-    verdict = compare(tape, chain, lanes);
+    verdict = prove(tape, chain, lanes);
   } catch (const std::exception&) {  // memory for the trial, or an op that raises on these numbers: not proved
   }
   verdicts().keep(key, verdict);
@@ -311,6 +305,21 @@ Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<in
 }
 
 }  // namespace
+
+void describe_arguments(std::ostream& to, at::ArrayRef<c10::IValue> args) {
+  for (const auto& a : args) {
+    to << ',' << a.tagKind();
+    if (a.isTensor() && a.toTensor().defined()) {  // a Python number in a tensor's place
+      const auto x = a.toTensor().item().toComplexDouble();
+      to << a.toTensor().dtype().name() << a.toTensor().unsafeGetTensorImpl()->is_wrapped_number()
+         << std::bit_cast<uint64_t>(x.real()) << ',' << std::bit_cast<uint64_t>(x.imag());
+    } else if (a.isDouble()) {
+      to << std::bit_cast<uint64_t>(a.toDouble());
+    } else {
+      to << a;
+    }
+  }
+}
 
 int prove_row_chain(const Tape& tape, RowChain& chain) {
   int lanes = 8;

@@ -4,6 +4,7 @@
 // that time.
 #include "script.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/irange.h>
@@ -15,7 +16,11 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
+
+#include "recorder.h"
+#include "row_runs.h"
 
 namespace graphmode {
 
@@ -58,6 +63,13 @@ struct Instruction {
   std::vector<size_t> drops;
 };
 
+// Instructions that may be one kernel, as RowRun knows them.
+struct Run {
+  size_t begin, end;
+  std::vector<size_t> inputs;  // registers
+  std::shared_ptr<RowRun> rows;
+};
+
 bool is_int(const c10::TypePtr& type) {
   return type->kind() == c10::TypeKind::IntType || type->kind() == c10::TypeKind::SymIntType;
 }
@@ -91,8 +103,9 @@ std::optional<int64_t> compute(char arithmetic, int64_t a, int64_t b) {
 
 class Script {
  public:
-  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for what no call may take.
-  explicit Script(const std::string& inputs) {
+  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for what no call may take. `fuel`: how many runs
+  // of calls may become row kernels.
+  Script(const std::string& inputs, int fuel) : fuel_(fuel) {
     for (const char kind : inputs) {
       types_.push_back(kind == 't'   ? c10::TypePtr(c10::TensorType::get())
                        : kind == 'i' ? c10::TypePtr(c10::IntType::get())
@@ -225,6 +238,7 @@ class Script {
         throw Unscriptable("a result that is neither a value nor a plain constant");
       }
     }
+    find_runs();
   }
 
   // The results, or None and nothing has run, where an argument is not of the kind that the script was made for.
@@ -263,8 +277,17 @@ class Script {
         registers[number] = tensor;
       }
       torch::jit::Stack stack;
-      for (const auto& i : instructions_) {
-        execute(i, registers, stack);
+      // Autocast may take other kernels than those that were learnt, and a capture sees calls only.
+      const bool fuses = !runs_.empty() && !at::autocast::is_autocast_enabled(at::kCPU) && recording() == nullptr;
+      auto next = fuses ? runs_.begin() : runs_.end();
+      for (size_t i = 0; i < instructions_.size();) {
+        if (next != runs_.end() && next->begin == i) {
+          execute_run(*next, registers, stack);
+          i = next->end;
+          ++next;
+        } else {
+          execute(instructions_[i++], registers, stack);
+        }
       }
     }
     py::list results;
@@ -371,6 +394,122 @@ class Script {
     return items;
   }
 
+  // A call of a kind that row kernels do, whose arguments are tensors of the program and constants.
+  bool in_runs(const Instruction& i) const {
+    return i.kind == Instruction::Call && in_row_runs(*i.op) && is_tensor(i.out) &&
+           std::all_of(i.args.begin(), i.args.end(), [&](const Argument& a) {
+             return a.kind == Argument::Constant || (a.kind == Argument::Value && is_tensor(a.value));
+           });
+  }
+
+  bool is_tensor(size_t number) const {
+    return types_[number]->kind() == c10::TypeKind::TensorType;
+  }
+
+  void find_runs() {
+    std::unordered_map<std::string, std::shared_ptr<RowRun>> known;  // equal runs learn from each other
+    for (size_t i = 0; i < instructions_.size() && static_cast<int>(runs_.size()) < fuel_;) {
+      size_t end = i;
+      while (end < instructions_.size() && in_runs(instructions_[end])) {
+        ++end;
+      }
+      if (end < i + 2) {
+        i = end + 1;
+        continue;
+      }
+      add_run(i, end, known);
+      i = end;
+    }
+  }
+
+  void add_run(size_t begin, size_t end, std::unordered_map<std::string, std::shared_ptr<RowRun>>& known) {
+    Run run{begin, end, {}, nullptr};
+    std::unordered_map<size_t, int> places;  // by register
+    for (const bool results : {false, true}) {
+      for (size_t i = begin; i < end; ++i) {
+        if (results) {
+          places.emplace(instructions_[i].out, static_cast<int>(places.size()));
+          continue;
+        }
+        for (const auto& a : instructions_[i].args) {
+          const bool made = std::any_of(instructions_.begin() + static_cast<std::ptrdiff_t>(begin),
+                                        instructions_.begin() + static_cast<std::ptrdiff_t>(i),
+                                        [&](const Instruction& earlier) { return earlier.out == a.value; });
+          if (a.kind == Argument::Value && !made && places.emplace(a.value, places.size()).second) {
+            run.inputs.push_back(a.value);
+          }
+        }
+      }
+    }
+    std::vector<RunCall> calls;
+    for (size_t i = begin; i < end; ++i) {
+      const auto& from = instructions_[i];
+      RunCall call{*from.op, {}, {}};
+      for (const auto& a : from.args) {
+        if (a.kind == Argument::Value) {
+          call.tensors.emplace_back(static_cast<int>(call.args.size()), places.at(a.value));
+        }
+        call.args.push_back(a.kind == Argument::Value ? c10::IValue() : a.constant);
+      }
+      call.kept = std::none_of(instructions_.begin() + static_cast<std::ptrdiff_t>(begin),
+                               instructions_.begin() + static_cast<std::ptrdiff_t>(end), [&](const Instruction& later) {
+                                 return std::find(later.drops.begin(), later.drops.end(), from.out) != later.drops.end();
+                               });
+      calls.push_back(std::move(call));
+    }
+    const auto inputs = static_cast<int>(run.inputs.size());
+    auto& rows = known[describe_run(inputs, calls)];
+    if (rows == nullptr) {
+      rows = std::make_shared<RowRun>(inputs, std::move(calls));
+    }
+    run.rows = rows;
+    runs_.push_back(std::move(run));
+  }
+
+  void execute_run(const Run& run, std::vector<c10::IValue>& registers, torch::jit::Stack& stack) const {
+    std::vector<at::Tensor> places;
+    places.reserve(run.inputs.size() + run.end - run.begin);
+    for (const size_t input : run.inputs) {
+      places.push_back(registers[input].toTensor());
+    }
+    const auto known = run.rows->run(places);
+    for (size_t i = run.begin; i < run.end; ++i) {
+      const auto& instruction = instructions_[i];
+      if (known == RowRun::Known::Done) {
+        registers[instruction.out] = std::move(places[run.inputs.size() + i - run.begin]);
+      } else {
+        perform(instruction, registers, stack);
+      }
+      if (known == RowRun::Known::No) {
+        places.push_back(registers[instruction.out].toTensor());
+      }
+      let_go(instruction, registers);
+    }
+    if (known == RowRun::Known::No) {
+      run.rows->learn(places);
+    }
+  }
+
+  static void let_go(const Instruction& i, std::vector<c10::IValue>& registers) {
+    for (const size_t d : i.drops) {
+      registers[d] = c10::IValue();
+    }
+  }
+
+  static void perform(const Instruction& i, std::vector<c10::IValue>& registers, torch::jit::Stack& stack) {
+    stack.clear();
+    for (const auto& a : i.args) {
+      stack.push_back(evaluate(a, registers));
+    }
+    i.op->callBoxed(stack);
+    if (stack.size() == 1) {
+      registers[i.out] = std::move(stack[0]);
+    } else if (!stack.empty()) {
+      registers[i.out] = c10::ivalue::Tuple::create(std::move(stack));
+    }
+    stack.clear();
+  }
+
   static void execute(const Instruction& i, std::vector<c10::IValue>& registers, torch::jit::Stack& stack) {
     if (i.kind == Instruction::Item) {
       const auto& of = registers[i.args[0].value];
@@ -393,21 +532,9 @@ class Script {
     } else if (i.kind == Instruction::Data) {
       registers[i.out] = registers[i.args[0].value].toTensor().variable_data();
     } else {
-      stack.clear();
-      for (const auto& a : i.args) {
-        stack.push_back(evaluate(a, registers));
-      }
-      i.op->callBoxed(stack);
-      if (stack.size() == 1) {
-        registers[i.out] = std::move(stack[0]);
-      } else if (!stack.empty()) {
-        registers[i.out] = c10::ivalue::Tuple::create(std::move(stack));
-      }
-      stack.clear();
+      perform(i, registers, stack);
     }
-    for (const size_t d : i.drops) {
-      registers[d] = c10::IValue();
-    }
+    let_go(i, registers);
   }
 
   size_t inputs_ = 0;
@@ -416,6 +543,8 @@ class Script {
   std::vector<Instruction> first_;   // what computes those
   std::vector<std::pair<size_t, at::Tensor>> constants_;
   std::vector<Instruction> instructions_;
+  int fuel_;
+  std::vector<Run> runs_;
   std::vector<std::pair<std::optional<size_t>, py::object>> results_;
 };
 
@@ -425,7 +554,7 @@ void bind_script(py::module_& m) {
   py::register_exception<Unscriptable>(m, "Unscriptable");
   py::class_<Register>(m, "Register").def(py::init<size_t>()).def_readonly("number", &Register::number);
   py::class_<Script>(m, "Script")
-      .def(py::init<const std::string&>())
+      .def(py::init<const std::string&, int>())
       .def("constant", &Script::constant)
       .def("call", &Script::call)
       .def("item", &Script::item)

@@ -1,5 +1,7 @@
 #include "tape.h"
 
+#include <c10/util/accumulate.h>
+
 #include <typeinfo>
 
 namespace graphmode {
@@ -30,6 +32,21 @@ bool is_plain(const at::Tensor& t) {
     }
   }
   return typeid(*impl) == typeid(c10::TensorImpl);
+}
+
+int64_t items(const Value& v) {
+  return c10::multiply_integers(v.sizes);
+}
+
+bool contiguous(const Value& v) {
+  int64_t dense = 1;
+  for (size_t d = v.sizes.size(); d-- > 0;) {
+    if (v.sizes[d] != 1 && v.strides[d] != dense) {
+      return false;
+    }
+    dense *= v.sizes[d];
+  }
+  return true;
 }
 
 void Tape::refuse(std::string why) {

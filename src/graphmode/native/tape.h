@@ -50,6 +50,9 @@ struct Value {
   }
 };
 
+int64_t items(const Value& v);
+bool contiguous(const Value& v);
+
 // Where in a node's arguments (or results) a tensor stands.
 struct TensorRef {
   int arg;

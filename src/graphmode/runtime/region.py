@@ -110,7 +110,7 @@ class Region:
     def _script_for(self, kinds: str) -> _C.Script | None:
         if kinds not in self._scripts:
             try:
-                self._scripts[kinds] = script_of(self.gm, kinds)
+                self._scripts[kinds] = script_of(self.gm, kinds, self.options.fuel)
             except _C.Unscriptable as why:
                 self._scripts[kinds] = None
                 log.debug("program %d: its calls outside graphs run as Python: %s", self.number, why)

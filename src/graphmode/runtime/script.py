@@ -32,8 +32,10 @@ def kinds_of(args: Sequence[Any]) -> str:
     return "".join("t" if isinstance(a, torch.Tensor) else "i" if type(a) is int else "?" for a in args)
 
 
-def script_of(gm: fx.GraphModule, kinds: str) -> _C.Script:
+def script_of(gm: fx.GraphModule, kinds: str, fuel: int) -> _C.Script:
     """The script of a program, for arguments of these kinds. Its constants are those of the module now.
+
+    `fuel`: how many runs of its calls may become kernels, the option of that name.
 
     Raises:
         Unscriptable: it has none, and why.
@@ -41,7 +43,7 @@ def script_of(gm: fx.GraphModule, kinds: str) -> _C.Script:
     placeholders = gm.graph.find_nodes(op="placeholder")
     if len(placeholders) != len(kinds):
         raise _C.Unscriptable("it is called with another number of arguments")
-    script = _C.Script(kinds)
+    script = _C.Script(kinds, fuel)
     places = {n: _C.Register(i) for i, n in enumerate(placeholders)}
     dead = _last_uses(gm.graph)
     for node in gm.graph.nodes:
