@@ -24,6 +24,11 @@ CAPABILITIES = {
     "x86_64": ["-DHAVE_AVX512_CPU_DEFINITION", "-DHAVE_AVX2_CPU_DEFINITION"],
     "aarch64": ["-DHAVE_SVE_CPU_DEFINITION"],
 }
+# Loops over rows: as wide as the processor's vectors, and no narrower copy of each for what is left over at a row's end.
+VECTORS = ["-fvect-cost-model=dynamic", "--param=vect-epilogues-nomask=0"]
+VECTORS += ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
+if "clang" in os.environ.get("CXX", ""):
+    VECTORS = []
 # GRAPHMODE_SANITIZE=address|thread builds for a sanitizer.
 sanitize = os.environ.get("GRAPHMODE_SANITIZE")
 # Unoptimised: built in half the time, and every frame of a report is one of the source's.
@@ -40,10 +45,9 @@ setup(
             extra_compile_args=[
                 "-std=c++20",
                 "-O2",
-                # Rows: loops in the processor's vectors, each operation rounded by itself.
                 "-ftree-vectorize",
-                *([] if "clang" in os.environ.get("CXX", "") else ["-fvect-cost-model=dynamic"]),
-                "-ffp-contract=off",
+                *VECTORS,
+                "-ffp-contract=off",  # each operation is rounded by itself
                 "-fno-math-errno",
                 "-fvisibility=hidden",
                 "-Wall",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 
+import graphmode
 from graphmode import _C
 from graphmode.runtime.script import kinds_of
 from graphmode.runtime.script import script_of as script_for
@@ -381,10 +383,130 @@ def test_an_object_that_nobody_takes_is_no_hindrance() -> None:
 
 
 def test_the_native_part_refuses_what_is_no_value() -> None:
-    script = _C.Script("t")
+    script = _C.Script("t", 0)
     with pytest.raises(IndexError):
         script.item(_C.Register(9), 0)
     with pytest.raises(_C.Unscriptable, match="no op"):
         script.call("aten::no_such_op", "")
     with pytest.raises(_C.Unscriptable, match="without"):
         script.call("aten::mul", "Tensor", _C.Register(0))
+
+
+# --- runs of calls that are one kernel --------------------------------------------------------------------------------
+
+
+def norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    added = x.float() + residual.float()
+    scaled = added * torch.rsqrt(added.pow(2).mean(-1, keepdim=True) + 1e-5)
+    return added.to(x.dtype), scaled.to(x.dtype) * weight
+
+
+def norms(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    for _ in range(3):
+        residual, x = norm(x, residual, weight)
+        x = torch.softmax(x, -1)  # in no run
+    return residual, x
+
+
+def operands(rows: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
+    torch.manual_seed(rows)
+    return (*torch.randn(2, rows, 64).to(dtype), torch.randn(64).to(dtype))
+
+
+def equal(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_run_is_learnt_at_its_first_call_and_then_one_kernel(dtype: torch.dtype) -> None:
+    """Of a float32 norm, what makes float32 of it hands its argument on."""
+    gm = traced(norms, *operands(3, dtype))
+    script = script_for(gm, "ttt", 1000)
+    with torch.inference_mode():
+        for rows in (3, 1, 3, 700, 2, 1, 701):
+            assert equal(script.run(operands(rows, dtype)), norms(*operands(rows, dtype)))
+            assert script.fused() == (33 if dtype == torch.bfloat16 else 21)
+
+
+def test_other_layouts_are_learnt_anew() -> None:
+    x, residual, weight = operands(6)
+    apart = [torch.cat([t, t], 1)[:, :64] for t in (x, residual)]
+    swapped = [t.t().contiguous().t() for t in (x, residual)]
+    script = script_for(traced(norm, x, residual, weight), "ttt", 1000)
+    with torch.inference_mode():
+        for a, b in ((x, residual), (apart[0], residual), (x, apart[1]), (swapped[0], swapped[1]), (x, residual)):
+            for _ in range(2):
+                assert equal(script.run((a, b, weight)), norm(a, b, weight))
+
+
+def test_a_result_that_is_handed_on_is_the_same_object() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        made = (x * 2).abs()
+        return made, made.float(), x.float()
+
+    script = script_for(traced(f, torch.ones(3, 32)), "t", 1000)
+    x = torch.randn(3, 32)
+    with torch.inference_mode():
+        for _ in range(3):
+            got = script.run((x,))
+            assert got is not None and equal(got, f(x))
+            assert got[0].data_ptr() == got[1].data_ptr() != got[2].data_ptr() == x.data_ptr()
+    assert script.fused() == 2
+
+
+def test_inside_a_run_values_go_when_nobody_needs_them() -> None:
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return ((x * 2 + y).sqrt() * 3 + y,)  # where the root is no kernel's, it stands between two
+
+    gm = traced(f, torch.ones(2, 32), torch.ones(2, 32))
+    script = script_for(gm, "tt", 1000)
+    x, y = torch.rand(2, 4096, 1024)
+    for _ in range(3):
+        assert equal(script.run((x, y)), f(x, y))
+
+
+@pytest.mark.parametrize("fuel", [0, 1, 2, 9])
+def test_fuel_bounds_how_many_runs_become_a_kernel(fuel: int) -> None:
+    script = script_for(traced(norms, *operands(3)), "ttt", fuel)
+    for _ in range(2):
+        assert equal(script.run(operands(3)), norms(*operands(3)))
+    assert script.fused() == 11 * min(fuel, 3)
+
+
+def test_under_autocast_and_in_a_capture_a_run_is_its_calls() -> None:
+    script = script_for(traced(norms, *operands(3)), "ttt", 1000)
+    script.run(operands(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert equal(script.run(operands(3)), norms(*operands(3)))
+    given = operands(3)
+    with torch.inference_mode(), graphmode.Graph() as graph:
+        results = script.run(given)
+    assert results is not None
+    with torch.inference_mode():
+        given[0].add_(1)
+        graph.replay()
+    assert equal(results, norms(*given))
+
+
+def test_results_are_as_eagers_under_gradients_and_inference() -> None:
+    script = script_for(traced(norm, *operands(3)), "ttt", 1000)
+    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):
+        with mode():
+            got, want = script.run(operands(3)), norm(*operands(3))
+            assert got is not None
+            for a, b in zip(got, want, strict=True):
+                assert (a.is_inference(), a.requires_grad) == (b.is_inference(), b.requires_grad)
+                assert a.is_inference() or a._version == b._version
+
+
+def test_threads_learn_and_run_one_script() -> None:
+    script = script_for(traced(norms, *operands(3)), "ttt", 1000)
+    want = {rows: norms(*operands(rows)) for rows in range(1, 60)}
+
+    def run(start: int) -> bool:
+        order = [(start + 7 * i) % 59 + 1 for i in range(200)]
+        return all(equal(script.run(operands_[rows]), want[rows]) for rows in order)
+
+    operands_ = {rows: operands(rows) for rows in want}
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(4)))

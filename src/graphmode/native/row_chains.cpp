@@ -107,7 +107,8 @@ class Reader {
                         places_[s.step.place].rows.empty() && rows_ > 1;
       (once ? p->first : p->each).push_back(s.step);
     }
-    assign_registers(*p);
+    p->vectors = vectors_;
+    combine_steps(*p);
     chain.program = std::move(p);
     chain.places = place_values_;
     return chain;
@@ -399,54 +400,6 @@ class Reader {
     const auto in = narrow && !exact ? step(RowOp::Round, is_row, from, {}) : from;
     made_.push_back({value, in, is_row, steps_.empty() ? 0 : steps_.size() - 1});
     return true;
-  }
-
-  // As few registers as there are values alive at a time: they have to stay in the nearest cache.
-  void assign_registers(RowProgram& p) const {
-    std::vector<int> last(static_cast<size_t>(vectors_), -1), home(static_cast<size_t>(vectors_), -1), free;
-    int used = 0;
-    for (auto& s : p.first) {
-      if (!s.to.number) {
-        home[s.to.index] = used++;
-        s.to.index = home[s.to.index];
-      }
-    }
-    const auto stays = static_cast<int>(used);
-    for (size_t i = 0; i < p.each.size(); ++i) {
-      for (const auto* r : {&p.each[i].a, &p.each[i].b}) {
-        if (!r->number && r->index >= 0) {
-          last[r->index] = static_cast<int>(i);
-        }
-      }
-    }
-    for (size_t i = 0; i < p.each.size(); ++i) {
-      auto& s = p.each[i];
-      for (auto* r : {&s.a, &s.b}) {
-        if (!r->number && r->index >= 0) {
-          const int virtual_index = r->index;
-          r->index = home[virtual_index];
-          if (last[virtual_index] == static_cast<int>(i) && r->index >= stays) {
-            free.push_back(r->index);
-            last[virtual_index] = -1;  // read twice by one step: free once
-          }
-        }
-      }
-      if (!s.to.number && s.to.index >= 0) {
-        int place = used;
-        if (free.empty()) {
-          ++used;
-        } else {
-          place = free.back();
-          free.pop_back();
-        }
-        const int virtual_index = s.to.index;
-        home[virtual_index] = s.to.index = place;
-        if (last[virtual_index] < 0) {
-          free.push_back(place);  // nobody reads it
-        }
-      }
-    }
-    p.vectors = used;
   }
 
   const Tape& t_;

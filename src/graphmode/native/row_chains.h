@@ -30,8 +30,8 @@ std::vector<RowChain> find_row_chains(const Tape& tape, int most);
 std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep, int fewest = 2,
                                        const RowProgram* like = nullptr);
 
-// The calls of a chain over other numbers of rows and columns: each value with as many dimensions as it has, all rows in
-// one of them, and memory of its own. Nothing where the same program would not do them.
+// The calls of a chain over other numbers of rows and columns: each value with as many dimensions as it has, all rows
+// in one of them, and memory of its own. Nothing where the same program would not do them.
 struct OnRows {
   Tape tape;
   RowChain chain;

@@ -15,7 +15,7 @@ namespace graphmode {
 enum class RowOp : uint8_t {
   Load,   // to = memory
   Store,  // memory = a, which has the memory's precision
-  Round,  // to = a, rounded to bfloat16
+  Round,  // to = a, rounded to bfloat16, as any step does that has `rounds`
   Add,
   Sub,
   Mul,
@@ -34,12 +34,23 @@ enum class RowOp : uint8_t {
 struct RowRegister {
   bool number = false;  // one number for the row, or an item for each column
   int index = -1;
+
+  bool operator==(const RowRegister&) const = default;
 };
 
 struct RowStep {
   RowOp op;
   RowRegister to, a, b;
   int place = -1;  // for Load and Store
+  // What `combine_steps` adds, so that a row is written as seldom as may be.
+  bool rounds = false;                      // to bfloat16
+  bool keeps = true;                        // some step reads `to`
+  bool squares = false;                     // a sum: of the squares
+  bool narrow_a = false, narrow_b = false;  // these are bfloat16 memory
+  int wide_place = -1;                      // `to` is this memory, of float32
+  int narrow_place = -1;                    // the result rounded goes to this memory too, of bfloat16
+
+  bool operator==(const RowStep&) const = default;
 };
 
 // Memory that the kernel reads or writes: float32 or bfloat16, columns next to each other.
@@ -60,6 +71,9 @@ struct RowProgram {
   int vectors = 0;             // registers of `columns` items
   std::vector<RowPlace> places;
 };
+
+// From steps as calls say them, each with a register of its own, to fewer steps and registers.
+void combine_steps(RowProgram& program);
 
 // `places`: the address of each place's first element. Rows of much work are split over threads.
 void run_row_program(const RowProgram& program, char* const* places);

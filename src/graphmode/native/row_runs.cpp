@@ -41,10 +41,11 @@ struct Piece {
 
 struct RowRun::Learnt {
   std::vector<Layout> inputs;
-  std::vector<Layout> made;        // what kernels store, by index in `written`
-  std::vector<int> written;        // by place: index in `made`, or -1
-  std::vector<Piece> pieces;       // none: call by call
-  std::vector<int> same_as;        // by place: itself, or the place whose tensor a call hands on
+  std::vector<Layout> made;   // what kernels store, by index in `written`
+  std::vector<int> written;   // by place: index in `made`, or -1
+  std::vector<Piece> pieces;  // none: call by call
+  std::vector<int> same_as;   // by place: itself, or the place whose tensor a call hands on
+  int fused = 0;              // calls
 };
 
 namespace {
@@ -88,15 +89,15 @@ class Writer {
   bool write_call(size_t c) {
     const auto& call = calls_[c];
     const int out = static_cast<int>(inputs_ + c);
-    const auto* memory = places_[out].storage().unsafeGetStorageImpl();
+    const int root = call.tensors.size() == 1 ? same_as[call.tensors[0].second] : -1;
+    if (root >= 0 && places_[root].unsafeGetTensorImpl() == places_[out].unsafeGetTensorImpl()) {
+      same_as[out] = root;  // as a copy to a dtype that it has
+      return true;
+    }
     for (int p = 0; p < out; ++p) {
-      if (same_as[p] != p || places_[p].storage().unsafeGetStorageImpl() != memory) {
-        continue;
+      if (places_[p].storage().unsafeGetStorageImpl() == places_[out].storage().unsafeGetStorageImpl()) {
+        return false;
       }
-      const bool handed_on = call.tensors.size() == 1 && same_as[call.tensors[0].second] == p &&
-                             places_[p].unsafeGetTensorImpl() == places_[out].unsafeGetTensorImpl();
-      same_as[out] = p;
-      return handed_on;  // else another view of it
     }
     Node node{call.op};
     node.tier = Tier::Held;
@@ -185,10 +186,10 @@ RowRun::Known RowRun::run(std::vector<at::Tensor>& places) const {
       places[inputs_ + static_cast<size_t>(piece.call)] = stack[0].toTensor();
     } else {
       addresses.clear();
-      for (const int p : piece.places) {
-        auto& t = places[static_cast<size_t>(p)];
-        if (const int made = learnt->written[p]; made >= 0) {
-          const auto& layout = learnt->made[static_cast<size_t>(made)];
+      for (size_t i = 0; i < piece.places.size(); ++i) {
+        auto& t = places[static_cast<size_t>(piece.places[i])];
+        if (piece.program->places[i].written) {
+          const auto& layout = learnt->made[static_cast<size_t>(learnt->written[piece.places[i]])];
           t = at::empty(layout.sizes, at::TensorOptions().dtype(layout.dtype));
         }
         addresses.push_back(static_cast<char*>(const_cast<void*>(t.const_data_ptr())));
@@ -206,6 +207,11 @@ RowRun::Known RowRun::run(std::vector<at::Tensor>& places) const {
     }
   }
   return Known::Done;
+}
+
+int RowRun::fused() const {
+  const std::lock_guard<std::mutex> guard(lock_);
+  return learnt_.empty() ? 0 : learnt_.front()->fused;
 }
 
 void RowRun::learn(const std::vector<at::Tensor>& places) {
@@ -234,6 +240,7 @@ void RowRun::learn(const std::vector<at::Tensor>& places) {
           }
         }
         n = chain->end + 1;
+        learnt->fused += n - begin;
         ++chain;
       } else {
         piece.call = writer.call_of[n++];

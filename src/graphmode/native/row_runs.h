@@ -14,9 +14,9 @@ namespace graphmode {
 // A call of a run. Places are the run's inputs and then its calls' results, in order.
 struct RunCall {
   c10::OperatorHandle op;
-  std::vector<c10::IValue> args;                // with nothing where a tensor of the run stands
-  std::vector<std::pair<int, int>> tensors;     // argument, place
-  bool kept = false;                            // whether the result is used after the run
+  std::vector<c10::IValue> args;             // with nothing where a tensor of the run stands
+  std::vector<std::pair<int, int>> tensors;  // argument, place
+  bool kept = false;                         // whether the result is used after the run
 };
 
 // Whether a call may be part of a run, whatever its arguments.
@@ -39,6 +39,9 @@ class RowRun {
 
   // From inputs and all results. For any thread, as `run`.
   void learn(const std::vector<at::Tensor>& places);
+
+  // How many calls kernels do for the inputs that came last.
+  int fused() const;
 
  private:
   struct Learnt;

@@ -10,24 +10,16 @@ namespace {
 
 constexpr int64_t kApart = 16;  // items between the rows of what is not contiguous
 
-bool same_steps(const std::vector<RowStep>& a, const std::vector<RowStep>& b) {
-  const auto same = [](RowRegister x, RowRegister y) { return x.number == y.number && x.index == y.index; };
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [&](const RowStep& x, const RowStep& y) {
-    return x.op == y.op && same(x.to, y.to) && same(x.a, y.a) && same(x.b, y.b) && x.place == y.place;
-  });
-}
-
 // All but where the rows are.
 bool same_program(const RowProgram& a, const RowProgram& b) {
-  const auto same_places = std::equal(
-      a.places.begin(), a.places.end(), b.places.begin(), b.places.end(), [](const RowPlace& x, const RowPlace& y) {
-        return x.bf16 == y.bf16 && x.number == y.number && x.written == y.written;
-      });
+  const auto same_places = std::equal(a.places.begin(), a.places.end(), b.places.begin(), b.places.end(),
+                                      [](const RowPlace& x, const RowPlace& y) {
+                                        return x.bf16 == y.bf16 && x.number == y.number && x.written == y.written;
+                                      });
   const auto same_numbers =
       std::equal(a.numbers.begin(), a.numbers.end(), b.numbers.begin(), b.numbers.end(),
                  [](float x, float y) { return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y); });
-  return same_places && same_numbers && a.vectors == b.vectors && same_steps(a.first, b.first) &&
-         same_steps(a.each, b.each);
+  return same_places && same_numbers && a.vectors == b.vectors && a.first == b.first && a.each == b.each;
 }
 
 class Reshaper {

@@ -14,6 +14,7 @@
 #include <torch/csrc/utils/python_arg_parser.h>
 
 #include <algorithm>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -297,6 +298,12 @@ class Script {
     return std::move(results);
   }
 
+  // How many calls are done by row kernels, as far as the last call's inputs say.
+  int fused() const {
+    return std::accumulate(runs_.begin(), runs_.end(), 0,
+                           [](int sum, const Run& run) { return sum + run.rows->fused(); });
+  }
+
  private:
   size_t add(Instruction made) {
     made.out = types_.size() - 1;
@@ -451,10 +458,11 @@ class Script {
         }
         call.args.push_back(a.kind == Argument::Value ? c10::IValue() : a.constant);
       }
-      call.kept = std::none_of(instructions_.begin() + static_cast<std::ptrdiff_t>(begin),
-                               instructions_.begin() + static_cast<std::ptrdiff_t>(end), [&](const Instruction& later) {
-                                 return std::find(later.drops.begin(), later.drops.end(), from.out) != later.drops.end();
-                               });
+      call.kept =
+          std::none_of(instructions_.begin() + static_cast<std::ptrdiff_t>(begin),
+                       instructions_.begin() + static_cast<std::ptrdiff_t>(end), [&](const Instruction& later) {
+                         return std::find(later.drops.begin(), later.drops.end(), from.out) != later.drops.end();
+                       });
       calls.push_back(std::move(call));
     }
     const auto inputs = static_cast<int>(run.inputs.size());
@@ -562,7 +570,8 @@ void bind_script(py::module_& m) {
       .def("data", &Script::data)
       .def("drop", &Script::drop)
       .def("results", &Script::results)
-      .def("run", &Script::run);
+      .def("run", &Script::run)
+      .def("fused", &Script::fused);
 }
 
 }  // namespace graphmode
