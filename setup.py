@@ -24,7 +24,7 @@ CAPABILITIES = {
     "x86_64": ["-DHAVE_AVX512_CPU_DEFINITION", "-DHAVE_AVX2_CPU_DEFINITION"],
     "aarch64": ["-DHAVE_SVE_CPU_DEFINITION"],
 }
-# Loops over rows: as wide as the processor's vectors, and no narrower copy of each for what is left over at a row's end.
+# Loops over rows: as wide as the processor's vectors, and no narrower copy of each for the end of a row.
 VECTORS = ["-fvect-cost-model=dynamic", "--param=vect-epilogues-nomask=0"]
 VECTORS += ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 if "clang" in os.environ.get("CXX", ""):

@@ -57,7 +57,10 @@ def rms_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 576), (1, 16), (3, 17), (4, 100), (7, 2048), (1, 32000), (500, 65), (6, 32000), (2100, 16)])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(1, 576), (1, 16), (3, 17), (4, 100), (7, 2048), (1, 32000), (500, 65), (6, 32000), (2100, 16)],
+)
 def test_a_norm_is_one_kernel(dtype: torch.dtype, rows: int, columns: int) -> None:
     x, residual = torch.randn(2, rows, columns).to(dtype)
     graph = check(rms_norm, (x, residual, torch.randn(columns).to(dtype)))

@@ -35,7 +35,14 @@ struct Verdict {
   int right = 0;  // how many calls, from the first, have the bits that they give one by one
 };
 
+// For one row or for any number of them.
 Verdicts<Verdict>& verdicts() {
+  static Verdicts<Verdict> table(1 << 12);
+  return table;
+}
+
+// What follows from those for chains as they lie, so that the sixty norms of a step are put together once.
+Verdicts<Verdict>& known_chains() {
   static Verdicts<Verdict> table(1 << 12);
   return table;
 }
@@ -304,6 +311,28 @@ Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<in
   return verdict;
 }
 
+// Each call, then all of them.
+Verdict put_together(const Tape& tape, const RowChain& chain) {
+  int lanes = 8;
+  bool known = false;
+  for (int n = chain.begin; n <= chain.end; ++n) {
+    const auto call = read_row_chain(tape, n, n + 1, false, 1, chain.program.get());
+    if (!call) {
+      return {lanes, n - chain.begin};
+    }
+    const bool adds = sums(*call);
+    const auto verdict = remembered(tape, *call, adds && !known ? std::vector<int>{8, 16} : std::vector<int>{lanes});
+    if (verdict.right == 0) {
+      return {lanes, n - chain.begin};
+    }
+    if (adds) {
+      lanes = verdict.lanes;
+      known = true;
+    }
+  }
+  return {lanes, remembered(tape, chain, {lanes}).right};
+}
+
 }  // namespace
 
 void describe_arguments(std::ostream& to, at::ArrayRef<c10::IValue> args) {
@@ -322,32 +351,21 @@ void describe_arguments(std::ostream& to, at::ArrayRef<c10::IValue> args) {
 }
 
 int prove_row_chain(const Tape& tape, RowChain& chain) {
-  int lanes = 8;
-  bool known = false;
-  for (int n = chain.begin; n <= chain.end; ++n) {
-    const auto call = read_row_chain(tape, n, n + 1, false, 1, chain.program.get());
-    if (!call) {
-      return n - chain.begin;
-    }
-    const bool adds = sums(*call);
-    const auto verdict = remembered(tape, *call, adds && !known ? std::vector<int>{8, 16} : std::vector<int>{lanes});
-    if (verdict.right == 0) {
-      return n - chain.begin;
-    }
-    if (adds) {
-      lanes = verdict.lanes;
-      known = true;
-    }
+  const auto key = describe(tape, chain);
+  auto verdict = known_chains().find(key);
+  if (!verdict) {
+    verdict = put_together(tape, chain);
+    known_chains().keep(key, *verdict);
   }
-  const auto verdict = remembered(tape, chain, {lanes});
   auto program = std::make_shared<RowProgram>(*chain.program);
-  program->lanes = lanes;
+  program->lanes = verdict->lanes;
   chain.program = std::move(program);
-  return verdict.right;
+  return verdict->right;
 }
 
 void forget_row_proofs() {
   verdicts().forget();
+  known_chains().forget();
 }
 
 }  // namespace graphmode

@@ -83,7 +83,9 @@ def test_a_server_shows_what_its_worker_counts() -> None:
         same(shown(server, after["replays"]), [after])
         assert any(name.startswith("vllm:") for name in server.metrics("vllm:"))
         if "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text():
-            assert max(map(huge_pages, server.processes())) > 100 * 2**20  # weights and cache of the worker
+            worker = max(server.processes(), key=huge_pages)
+            assert huge_pages(worker) > 100 * 2**20  # weights and cache
+            assert "THP_enabled:\t0" in Path(f"/proc/{worker}/status").read_text()  # and nothing after them
     assert server.process.returncode == 0
 
 

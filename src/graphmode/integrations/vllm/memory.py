@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 import psutil
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -15,6 +16,7 @@ from graphmode import _C
 from graphmode.devices.adapter import device_named
 from graphmode.errors import OptionError
 from graphmode.inspect.counters import ledger
+from graphmode.integrations.vllm import pages
 from graphmode.integrations.vllm.plugin import log
 from graphmode.options import resolve, variable
 
@@ -24,7 +26,7 @@ _DERIVED = "GRAPHMODE_VLLM_MAX_BYTES"  # equal to it where it was derived, here 
 
 
 class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
-    """vLLM's CPU worker, whose key-value cache leaves room for graphs."""
+    """vLLM's CPU worker, whose key-value cache leaves room for graphs. Weights and cache lie on huge pages."""
 
     def determine_available_memory(self) -> int:
         """Bytes for the key-value cache.
@@ -47,6 +49,17 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
             )
         log.info("graphs may take %s bytes beside a key-value cache of %s", f"{cap:,}", f"{available - cap:,}")
         return available - cap
+
+    def compile_or_warm_up_model(self) -> Any:
+        """The last step of a start."""
+        done = super().compile_or_warm_up_model()
+        pages.enough()
+        return done
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """New weights, which lie as the first ones did."""
+        with pages.again():
+            super().reload_weights(*args, **kwargs)
 
 
 def reserve(room: int) -> tuple[int, bool]:
