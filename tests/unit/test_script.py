@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,7 +416,7 @@ def operands(rows: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ..
 
 
 def equal(a: Any, b: Any) -> bool:
-    return all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+    return all(torch.equal(x, y) and x.dtype == y.dtype and x.stride() == y.stride() for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -437,6 +439,66 @@ def test_other_layouts_are_learnt_anew() -> None:
         for a, b in ((x, residual), (apart[0], residual), (x, apart[1]), (swapped[0], swapped[1]), (x, residual)):
             for _ in range(2):
                 assert equal(script.run((a, b, weight)), norm(a, b, weight))
+
+
+def test_strides_are_eagers_where_a_dimension_is_one() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        scaled = x.float() * 2
+        return scaled, scaled.to(torch.bfloat16).abs(), x.clone()
+
+    heads = torch.randn(1, 960).bfloat16()[:, :576].view(1, 9, 64)
+    script = script_for(traced(f, heads), "t", 1000)
+    with torch.inference_mode():
+        for _ in range(3):
+            assert equal(script.run((heads,)), f(heads))
+
+
+def test_what_is_no_plain_tensor_goes_call_by_call() -> None:
+    script = script_for(traced(lambda x: (x.neg().abs(),), torch.ones(3, 32)), "t", 1000)
+    for x in (torch.eye(3, 32).to_sparse(), torch.eye(3, 32).to_mkldnn(), torch.eye(3, 32)):
+        for _ in range(3):
+            got = script.run((x,))
+            assert got is not None and torch.equal(got[0].to_dense(), torch.eye(3, 32))
+    assert script.fused() == 2
+
+
+def test_gradients_of_constants_are_kept() -> None:
+    class Scales(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.ones(32))
+
+    graph, module = fx.Graph(), Scales()
+    x = graph.placeholder("x")
+    made = graph.call_function(aten.mul.Tensor, (x, graph.get_attr("w")))
+    graph.output((graph.call_function(aten.neg.default, (made,)),))
+    script = script_for(fx.GraphModule(module, graph), "t", 1000)
+    for _ in range(3):
+        got = script.run((torch.ones(2, 32),))
+        assert got is not None
+        got[0].sum().backward()
+    assert torch.equal(module.w.grad, torch.full((32,), -6.0))
+
+
+def test_rows_are_split_over_threads() -> None:
+    """As many as eager would use: seen by the time that none of them is idle for."""
+    before = {thread: ticks(thread) for thread in os.listdir("/proc/self/task")}
+    torch.set_num_threads(2)
+    x, residual, weight = torch.randn(20_000, 64), torch.randn(20_000, 64), torch.randn(64)
+    script = script_for(traced(norm, *operands(3, torch.float32)), "ttt", 1000)
+    with torch.inference_mode():
+        script.run((x, residual, weight))
+        for _ in range(300):
+            script.run((x, residual, weight))
+    assert script.fused() == 7
+    worked = [t for t in os.listdir("/proc/self/task") if ticks(t) - before.get(t, 0) > 5]
+    assert len(worked) >= 2
+
+
+def ticks(thread: str) -> int:
+    """Processor time that a thread of this process has had, in ticks of 10 ms."""
+    fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11])
 
 
 def test_a_result_that_is_handed_on_is_the_same_object() -> None:

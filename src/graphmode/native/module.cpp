@@ -401,6 +401,7 @@ PYBIND11_MODULE(_C, m) {
     forget_proofs();
     forget_row_proofs();
   });
+  m.def("row_proofs", &row_proofs);
   m.def("arena_bytes", &arena_bytes);
   m.def("arena_blocks", &arena_blocks);
   m.def("held_ops", [] {

@@ -27,5 +27,7 @@ std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op);
 // Forgets what was proved (tests), of single calls and of rows of calls.
 void forget_proofs();
 void forget_row_proofs();
+// How many of those were made so far.
+int row_proofs();
 
 }  // namespace graphmode

@@ -1,6 +1,8 @@
 #include "row_kernel.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorIterator.h>
 
 #include <algorithm>
 #include <bit>
@@ -462,8 +464,16 @@ void run_row_program(const RowProgram& program, char* const* places) {
     run_some_rows(program, places, 0, program.rows);
     return;
   }
-  at::parallel_for(0, program.rows, at_once,
-                   [&](int64_t begin, int64_t end) { run_some_rows(program, places, begin, end); });
+  // By an iterator over as many bytes: ATen's own threads, whichever library they are from.
+  at::Tensor rows = at::detail::empty_cpu({program.rows}, at::TensorOptions(at::kByte));
+  auto iterator = at::TensorIterator::nullary_op(rows);
+  const auto* first = static_cast<const char*>(rows.const_data_ptr());
+  iterator.for_each(
+      [&](char** data, const int64_t*, int64_t n) {
+        const int64_t begin = data[0] - first;
+        run_some_rows(program, places, begin, begin + n);
+      },
+      at_once);
 }
 
 std::unique_ptr<Kernel> make_row_kernel(std::shared_ptr<const RowProgram> program, std::vector<at::Tensor> tensors) {

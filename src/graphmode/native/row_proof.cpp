@@ -5,6 +5,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <sstream>
@@ -27,13 +28,15 @@ struct Extent {
 
 constexpr int64_t kRounds = 4, kFewRows = 3;
 constexpr int64_t kRoundsOfOneRow = 64;  // another order, or another rounding, gives now and then the same bits
-// Neither is a multiple of a vector: calls without sums, whose items do not depend on where they stand.
-constexpr int64_t kOddRows = 67, kOddColumns = 19;
+// No vector divides them, so that many items are left over: for calls without sums.
+constexpr int64_t kOddRows = 127, kOddColumns = 33, kOddRounds = 8;
 
 struct Verdict {
   int lanes = 0;
   int right = 0;  // how many calls, from the first, have the bits that they give one by one
 };
+
+std::atomic<int> proofs{0};  // that were made
 
 // For one row or for any number of them.
 Verdicts<Verdict>& verdicts() {
@@ -243,24 +246,28 @@ std::vector<Extent> extents(const RowChain& chain) {
     found.push_back({at::internal::GRAIN_SIZE / columns + 3, columns, kRounds});
   }
   if (!sums(chain)) {
-    found.push_back({chain.program->rows == 1 ? 1 : kOddRows, kOddColumns, kRounds});
+    found.push_back({chain.program->rows == 1 ? 1 : kOddRows, kOddColumns, kOddRounds});
   }
   return found;
 }
 
-// The chain over so many rows and columns, against its calls.
-void compare(const Tape& tape, const RowChain& chain, const Extent& extent, std::vector<Verdict>& verdicts) {
+// The chain over so many rows and columns, against its calls. False where nothing can be told.
+bool compare(const Tape& tape, const RowChain& chain, const Extent& extent, std::vector<Verdict>& found) {
   const int calls = chain.end - chain.begin + 1;
   const auto reshaped = on_rows(tape, chain, extent.rows, extent.columns);
-  const auto kept = reshaped ? read_row_chain(reshaped->tape, 0, calls, true, 1, reshaped->chain.program.get())
-                             : std::optional<RowChain>();
-  Trial trial(reshaped ? reshaped->tape : tape);
+  if (!reshaped) {
+    return false;
+  }
+  const auto kept = read_row_chain(reshaped->tape, 0, calls, true, 1, reshaped->chain.program.get());
+  if (!kept || kept->end + 1 != calls) {
+    return false;
+  }
+  Trial trial(reshaped->tape);
   for (int64_t round = 0; round < extent.rounds; ++round) {
-    if (!kept || kept->end + 1 != calls || !trial.call_one_by_one(*kept, Numbers(round, kept->program->numbers))) {
-      verdicts.clear();
-      return;
+    if (!trial.call_one_by_one(*kept, Numbers(round, kept->program->numbers))) {
+      return false;
     }
-    for (auto& v : verdicts) {
+    for (auto& v : found) {
       const int right = trial.right(*kept, v.lanes);
       v.right = right < 0 ? v.right : std::min(v.right, right);
       if (v.right == calls && trial.right(reshaped->chain, v.lanes) >= 0) {
@@ -268,6 +275,7 @@ void compare(const Tape& tape, const RowChain& chain, const Extent& extent, std:
       }
     }
   }
+  return true;
 }
 
 // `lanes`: what to try.
@@ -281,11 +289,12 @@ Verdict prove(const Tape& tape, const RowChain& chain, const std::vector<int>& l
     found.push_back({l, chain.end - chain.begin + 1});
   }
   for (const auto& extent : extents(chain)) {
-    compare(tape, chain, extent, found);
+    if (!compare(tape, chain, extent, found)) {
+      return {};
+    }
   }
-  const auto best = std::max_element(found.begin(), found.end(),
-                                     [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
-  return best == found.end() ? Verdict{} : *best;
+  return *std::max_element(found.begin(), found.end(),
+                           [](const Verdict& a, const Verdict& b) { return a.right < b.right; });
 }
 
 // Proofs are made once for all calls of a kind.
@@ -303,6 +312,7 @@ Verdict remembered(const Tape& tape, const RowChain& chain, const std::vector<in
     return *known;
   }
   Verdict verdict;
+  ++proofs;
   try {
     verdict = prove(tape, chain, lanes);
   } catch (const std::exception&) {  // memory for the trial, or an op that raises on these numbers: not proved
@@ -361,6 +371,10 @@ int prove_row_chain(const Tape& tape, RowChain& chain) {
   program->lanes = verdict->lanes;
   chain.program = std::move(program);
   return verdict->right;
+}
+
+int row_proofs() {
+  return proofs;
 }
 
 void forget_row_proofs() {

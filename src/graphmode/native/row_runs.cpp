@@ -1,9 +1,12 @@
 #include "row_runs.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <algorithm>
 #include <limits>
 #include <sstream>
 
+#include "mode.h"
 #include "op_kinds.h"
 
 namespace graphmode {
@@ -16,19 +19,6 @@ bool copies(const std::string& name) {
   return name == "aten::to.dtype" || name == "aten::_to_copy" || name == "aten::clone";
 }
 
-struct Layout {
-  std::vector<int64_t> sizes, strides;
-  caffe2::TypeMeta dtype;
-  c10::DispatchKeySet keys;
-
-  explicit Layout(const at::Tensor& t)
-      : sizes(t.sizes().vec()), strides(t.strides().vec()), dtype(t.dtype()), keys(t.key_set()) {}
-  bool is_of(const at::Tensor& t) const {
-    return t.dtype() == dtype && t.key_set() == keys && t.sizes() == c10::IntArrayRef(sizes) &&
-           t.strides() == c10::IntArrayRef(strides);
-  }
-};
-
 // A call, or a kernel for some; and the places that nobody reads after it.
 struct Piece {
   int call = -1;
@@ -39,13 +29,32 @@ struct Piece {
 
 }  // namespace
 
+Layout::Layout(const at::Tensor& t)
+    : sizes(t.sizes().vec()), strides(t.strides().vec()), dtype(t.dtype()), keys(t.key_set()) {}
+
+bool Layout::is_of(const at::Tensor& t) const {
+  return t.dtype() == dtype && t.key_set() == keys && t.sizes() == c10::IntArrayRef(sizes) &&
+         t.strides() == c10::IntArrayRef(strides);
+}
+
+Seen::Seen(const at::Tensor& t)
+    : tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(t.unsafeGetTensorImpl())),
+      storage(c10::intrusive_ptr<c10::StorageImpl>()) {
+  if (is_plain(t)) {
+    layout.emplace(t);
+    plain = plain_keys(t);
+    storage = c10::weak_intrusive_ptr<c10::StorageImpl>(
+        c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(t.storage().unsafeGetStorageImpl()));
+  }
+}
+
 struct RowRun::Learnt {
   std::vector<Layout> inputs;
-  std::vector<Layout> made;   // what kernels store, by index in `written`
-  std::vector<int> written;   // by place: index in `made`, or -1
-  std::vector<Piece> pieces;  // none: call by call
-  std::vector<int> same_as;   // by place: itself, or the place whose tensor a call hands on
-  int fused = 0;              // calls
+  Mode mode;
+  std::unordered_map<int, Layout> made;  // by place: what kernels store
+  std::vector<Piece> pieces;             // none: call by call
+  std::vector<int> same_as;              // by place: itself, or the place whose tensor a call hands on
+  int fused = 0;                         // calls
 };
 
 namespace {
@@ -53,17 +62,18 @@ namespace {
 // A tape of the run, as a capture would have recorded it. Values are the run's places.
 class Writer {
  public:
-  Writer(size_t inputs, const std::vector<RunCall>& calls, const std::vector<at::Tensor>& places)
+  Writer(size_t inputs, const std::vector<RunCall>& calls, const std::vector<Seen>& places)
       : inputs_(inputs), calls_(calls), places_(places) {}
 
   bool write() {
     for (size_t p = 0; p < places_.size(); ++p) {
-      if (!is_plain(places_[p])) {
+      const auto& seen = places_[p];
+      if (!seen.layout) {
         return false;
       }
       same_as.push_back(static_cast<int>(p));
-      tape.values.push_back({static_cast<int>(p), 0, places_[p].sizes().vec(), places_[p].strides().vec(),
-                             places_[p].dtype(), plain_keys(places_[p])});
+      tape.values.push_back(
+          {static_cast<int>(p), 0, seen.layout->sizes, seen.layout->strides, seen.layout->dtype, seen.plain});
       auto& b = tape.buffers.emplace_back(nullptr);
       b.kind = BufferKind::Input;
     }
@@ -90,12 +100,12 @@ class Writer {
     const auto& call = calls_[c];
     const int out = static_cast<int>(inputs_ + c);
     const int root = call.tensors.size() == 1 ? same_as[call.tensors[0].second] : -1;
-    if (root >= 0 && places_[root].unsafeGetTensorImpl() == places_[out].unsafeGetTensorImpl()) {
+    if (root >= 0 && places_[root].tensor == places_[out].tensor) {
       same_as[out] = root;  // as a copy to a dtype that it has
       return true;
     }
     for (int p = 0; p < out; ++p) {
-      if (places_[p].storage().unsafeGetStorageImpl() == places_[out].storage().unsafeGetStorageImpl()) {
+      if (places_[p].storage == places_[out].storage) {
         return false;
       }
     }
@@ -127,13 +137,14 @@ class Writer {
 
   size_t inputs_;
   const std::vector<RunCall>& calls_;
-  const std::vector<at::Tensor>& places_;
+  const std::vector<Seen>& places_;
 };
 
 }  // namespace
 
 bool in_row_runs(const c10::OperatorHandle& op) {
-  return copies(full_name(op)) || is_row_call(full_name(op));
+  const auto name = full_name(op);
+  return copies(name) || (is_row_call(name) && name != "aten::copy_");  // which writes memory that is seen elsewhere
 }
 
 std::string describe_run(int inputs, const std::vector<RunCall>& calls) {
@@ -156,10 +167,11 @@ RowRun::~RowRun() = default;
 
 std::shared_ptr<const RowRun::Learnt> RowRun::find(const std::vector<at::Tensor>& places) const {
   const std::lock_guard<std::mutex> guard(lock_);
+  const auto mode = current_mode();
   for (auto known = learnt_.begin(); known != learnt_.end(); ++known) {
     const auto& layouts = (*known)->inputs;
-    if (std::equal(layouts.begin(), layouts.end(), places.begin(),
-                   [](const Layout& l, const at::Tensor& t) { return l.is_of(t); })) {
+    if ((*known)->mode == mode && std::equal(layouts.begin(), layouts.end(), places.begin(),
+                                             [](const Layout& l, const at::Tensor& t) { return l.is_of(t); })) {
       std::rotate(learnt_.begin(), known, known + 1);
       return learnt_.front();
     }
@@ -168,6 +180,11 @@ std::shared_ptr<const RowRun::Learnt> RowRun::find(const std::vector<at::Tensor>
 }
 
 RowRun::Known RowRun::run(std::vector<at::Tensor>& places) const {
+  const bool grad = at::GradMode::is_enabled();
+  if (std::any_of(places.begin(), places.end(),
+                  [&](const at::Tensor& t) { return !is_plain(t) || (grad && t.requires_grad()); })) {
+    return Known::CallByCall;
+  }
   const auto learnt = find(places);
   if (!learnt || learnt->pieces.empty()) {
     return learnt ? Known::CallByCall : Known::No;
@@ -189,8 +206,8 @@ RowRun::Known RowRun::run(std::vector<at::Tensor>& places) const {
       for (size_t i = 0; i < piece.places.size(); ++i) {
         auto& t = places[static_cast<size_t>(piece.places[i])];
         if (piece.program->places[i].written) {
-          const auto& layout = learnt->made[static_cast<size_t>(learnt->written[piece.places[i]])];
-          t = at::empty(layout.sizes, at::TensorOptions().dtype(layout.dtype));
+          const auto& layout = learnt->made.at(piece.places[i]);
+          t = at::empty_strided(layout.sizes, layout.strides, at::TensorOptions(at::kCPU).dtype(layout.dtype));
         }
         addresses.push_back(static_cast<char*>(const_cast<void*>(t.const_data_ptr())));
       }
@@ -214,50 +231,57 @@ int RowRun::fused() const {
   return learnt_.empty() ? 0 : learnt_.front()->fused;
 }
 
-void RowRun::learn(const std::vector<at::Tensor>& places) {
-  auto learnt = std::make_shared<Learnt>();
-  for (size_t i = 0; i < inputs_; ++i) {
-    learnt->inputs.emplace_back(places[i]);
-  }
-  Writer writer(inputs_, calls_, places);
-  if (writer.write()) {
-    const auto chains = find_row_chains(writer.tape, std::numeric_limits<int>::max());
-    const auto count = static_cast<int>(writer.tape.nodes.size());
-    learnt->written.assign(places.size(), -1);
-    learnt->same_as = writer.same_as;
-    auto chain = chains.begin();
-    for (int n = 0; n < count && !chains.empty();) {
-      Piece piece;
-      const int begin = n;
-      if (chain != chains.end() && chain->begin == n) {
-        piece.program = chain->program;
-        piece.places = chain->places;
-        for (size_t i = 0; i < chain->places.size(); ++i) {
-          const int p = chain->places[i];
-          if (chain->program->places[i].written && learnt->written[p] < 0) {
-            learnt->written[p] = static_cast<int>(learnt->made.size());
-            learnt->made.emplace_back(places[static_cast<size_t>(p)]);
-          }
-        }
-        n = chain->end + 1;
-        learnt->fused += n - begin;
-        ++chain;
-      } else {
-        piece.call = writer.call_of[n++];
-      }
-      for (size_t p = inputs_; p < places.size(); ++p) {
-        const auto& b = writer.tape.buffers[p];
-        if (b.kind == BufferKind::Temp && begin <= b.last && b.last < n) {
-          piece.drops.push_back(static_cast<int>(p));
-        }
-      }
-      learnt->pieces.push_back(std::move(piece));
+void RowRun::learn(const std::vector<Seen>& places) noexcept {
+  try {
+    auto learnt = std::make_shared<Learnt>();
+    learnt->mode = current_mode();
+    for (size_t i = 0; i < inputs_; ++i) {
+      learnt->inputs.push_back(places[i].layout.value());
     }
+    read(places, *learnt);
+    const std::lock_guard<std::mutex> guard(lock_);
+    learnt_.insert(learnt_.begin(), std::move(learnt));
+    if (learnt_.size() > kLayouts) {
+      learnt_.pop_back();
+    }
+  } catch (const std::exception&) {  // no memory: it is tried again at the next call
   }
-  const std::lock_guard<std::mutex> guard(lock_);
-  learnt_.insert(learnt_.begin(), std::move(learnt));
-  if (learnt_.size() > kLayouts) {
-    learnt_.pop_back();
+}
+
+void RowRun::read(const std::vector<Seen>& places, Learnt& learnt) const {
+  Writer writer(inputs_, calls_, places);
+  if (!writer.write()) {
+    return;
+  }
+  const auto chains = find_row_chains(writer.tape, std::numeric_limits<int>::max());
+  const auto count = static_cast<int>(writer.tape.nodes.size());
+  learnt.same_as = writer.same_as;
+  auto chain = chains.begin();
+  for (int n = 0; n < count && !chains.empty();) {
+    Piece piece;
+    const int begin = n;
+    if (chain != chains.end() && chain->begin == n) {
+      piece.program = chain->program;
+      piece.places = chain->places;
+      for (size_t i = 0; i < chain->places.size(); ++i) {
+        if (chain->program->places[i].written) {
+          const int p = chain->places[i];
+          learnt.made.emplace(p, places[static_cast<size_t>(p)].layout.value());
+        }
+      }
+      n = chain->end + 1;
+      learnt.fused += n - begin;
+      ++chain;
+    } else {
+      piece.call = writer.call_of[n++];
+    }
+    for (size_t p = inputs_; p < places.size(); ++p) {
+      const auto& b = writer.tape.buffers[p];
+      if (b.kind == BufferKind::Temp && begin <= b.last && b.last < n) {
+        piece.drops.push_back(static_cast<int>(p));
+      }
+    }
+    learnt.pieces.push_back(std::move(piece));
   }
 }
 

@@ -95,7 +95,8 @@ class Combiner {
       made->to = s.to;
       maker_[s.to.index] = maker_[s.a.index];
       gone_[i] = true;
-    } else if (users.size() == 1 && p_.each[users[0]].op == RowOp::Store && made->narrow_place < 0) {
+    } else if (users.size() == 1 && p_.each[users[0]].op == RowOp::Store && p_.places[p_.each[users[0]].place].bf16 &&
+               made->narrow_place < 0) {
       made->narrow_place = p_.each[users[0]].place;
       gone_[i] = gone_[users[0]] = true;
       std::erase(uses_[s.a.index], i);

@@ -278,8 +278,10 @@ class Script {
         registers[number] = tensor;
       }
       torch::jit::Stack stack;
-      // Autocast may take other kernels than those that were learnt, and a capture sees calls only.
-      const bool fuses = !runs_.empty() && !at::autocast::is_autocast_enabled(at::kCPU) && recording() == nullptr;
+      // Autocast may take other kernels than those that were learnt; captures and functorch see calls only.
+      const bool fuses =
+          !runs_.empty() && !at::autocast::is_autocast_enabled(at::kCPU) && recording() == nullptr &&
+          !c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
       auto next = fuses ? runs_.begin() : runs_.end();
       for (size_t i = 0; i < instructions_.size();) {
         if (next != runs_.end() && next->begin == i) {
@@ -481,6 +483,15 @@ class Script {
       places.push_back(registers[input].toTensor());
     }
     const auto known = run.rows->run(places);
+    std::vector<Seen> seen;
+    if (known == RowRun::Known::No) {
+      for (const auto& place : places) {
+        seen.emplace_back(place);
+      }
+    }
+    if (known != RowRun::Known::Done) {
+      places.clear();  // what goes in the middle of the run goes
+    }
     for (size_t i = run.begin; i < run.end; ++i) {
       const auto& instruction = instructions_[i];
       if (known == RowRun::Known::Done) {
@@ -489,12 +500,12 @@ class Script {
         perform(instruction, registers, stack);
       }
       if (known == RowRun::Known::No) {
-        places.push_back(registers[instruction.out].toTensor());
+        seen.emplace_back(registers[instruction.out].toTensor());
       }
       let_go(instruction, registers);
     }
     if (known == RowRun::Known::No) {
-      run.rows->learn(places);
+      run.rows->learn(seen);
     }
   }
 

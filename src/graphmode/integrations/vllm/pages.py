@@ -16,20 +16,21 @@ from collections.abc import Iterator
 
 from graphmode.integrations.vllm.plugin import log
 
+_OURS = "GRAPHMODE_VLLM_HUGE_PAGES"  # set where the variables are ours, not the user's
 VARIABLES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # oneDNN's packed weights
     "THP_MEM_ALLOC_ENABLE": "1",  # torch's tensors, and so the key-value cache
+    _OURS: "1",
 }
-_OURS = "GRAPHMODE_VLLM_HUGE_PAGES"  # set where the variables are ours, not the user's
 _PR_SET_THP_DISABLE = 41
 
 
 def request() -> None:
     """Sets the variables, which are read when a process starts: for those started from now on. The user's own stay."""
-    if not any(name in os.environ for name in VARIABLES):
-        os.environ[_OURS] = "1"
+    theirs = any(name in os.environ for name in VARIABLES) and _OURS not in os.environ
     for name, value in VARIABLES.items():
-        os.environ.setdefault(name, value)
+        if not (theirs and name == _OURS):
+            os.environ.setdefault(name, value)
 
 
 def enough() -> None:
