@@ -455,7 +455,7 @@ def test_strides_are_eagers_where_a_dimension_is_one() -> None:
 
 def test_what_is_no_plain_tensor_goes_call_by_call() -> None:
     script = script_for(traced(lambda x: (x.neg().abs(),), torch.ones(3, 32)), "t", 1000)
-    for x in (torch.eye(3, 32).to_sparse(), torch.eye(3, 32).to_mkldnn(), torch.eye(3, 32)):
+    for x in (torch.eye(3, 32).to_sparse(), torch.eye(3, 32)):
         for _ in range(3):
             got = script.run((x,))
             assert got is not None and torch.equal(got[0].to_dense(), torch.eye(3, 32))
