@@ -276,22 +276,24 @@ class Chance:
         return [*kept, values[-1].clone()]
 
 
-@settings(max_examples=150)
-@given(st.data())
-def test_random_programs_have_eagers_bits(data: st.DataObject) -> None:
+def drawn(data: st.DataObject) -> tuple[Chance, list[Tensor]]:
+    """A program with its inputs, and its number of threads set."""
     program = Chance(data.draw)
     torch.set_num_threads(program.threads)
     torch.manual_seed(1)
-    check(program, program.inputs())
+    return program, program.inputs()
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_random_programs_have_eagers_bits(data: st.DataObject) -> None:
+    check(*drawn(data))
 
 
 @settings(max_examples=100)
 @given(st.data())
 def test_random_programs_have_eagers_bits_outside_graphs(data: st.DataObject) -> None:
-    program = Chance(data.draw)
-    torch.set_num_threads(program.threads)
-    torch.manual_seed(1)
-    inputs = program.inputs()
+    program, inputs = drawn(data)
     script = script_of(make_fx(program)(*inputs), "tttt", 1000)
     with torch.inference_mode():
         for scale in (1.0, 1.0, -3.0, 1e4):  # learnt from the first
@@ -301,16 +303,14 @@ def test_random_programs_have_eagers_bits_outside_graphs(data: st.DataObject) ->
 
 
 def test_random_programs_are_fused() -> None:
-    """The test above would pass if nothing were."""
-    torch.manual_seed(1)
+    """The tests above would pass if nothing were."""
     fused = 0
 
     @settings(max_examples=40)
     @given(st.data())
     def count(data: st.DataObject) -> None:
         nonlocal fused
-        program = Chance(data.draw)
-        fused += plan(check(program, program.inputs())).fused
+        fused += plan(check(*drawn(data))).fused
 
     count()
     assert fused > 100

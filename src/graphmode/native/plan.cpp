@@ -1,6 +1,5 @@
 // From a tape to a plan: kinds, lifetimes, offsets in the arena, and what a replay must check of its inputs.
 #include <ATen/Parallel.h>
-#include <c10/util/accumulate.h>
 
 #include <algorithm>
 
@@ -126,7 +125,7 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
     plan->input_extent[i] = extent_bytes(v);
   }
   for (const auto& v : t.values) {
-    plan->splits_work = plan->splits_work || c10::multiply_integers(v.sizes) >= at::internal::GRAIN_SIZE;
+    plan->splits_work = plan->splits_work || items(v) >= at::internal::GRAIN_SIZE;
     const auto& b = t.buffers[v.buffer];
     if (b.kind == BufferKind::Input) {
       auto [lo, hi] = extent_bytes(v);

@@ -419,8 +419,7 @@ class Reader {
 }  // namespace
 
 bool is_row_call(const std::string& name) {
-  return name == kCopy || name == kPower || is_reduction(name) || unary_ops().count(name) != 0 ||
-         binary_ops().count(name) != 0;
+  return name == kPower || is_reduction(name) || unary_ops().count(name) != 0 || binary_ops().count(name) != 0;
 }
 
 std::optional<RowChain> read_row_chain(const Tape& tape, int node, int end, bool keep, int fewest,

@@ -16,7 +16,7 @@ struct RowChain {
   std::vector<int> inside;  // buffers that only the chain uses: they need no memory
 };
 
-// Whether a call of that name may fit, with the right arguments.
+// Whether a call of that name, which gives new memory, may fit with the right arguments.
 bool is_row_call(const std::string& name);
 
 // Arguments but tensors, each number by its bits.

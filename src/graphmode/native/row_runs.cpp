@@ -143,8 +143,7 @@ class Writer {
 }  // namespace
 
 bool in_row_runs(const c10::OperatorHandle& op) {
-  const auto name = full_name(op);
-  return copies(name) || (is_row_call(name) && name != "aten::copy_");  // which writes memory that is seen elsewhere
+  return copies(full_name(op)) || is_row_call(full_name(op));
 }
 
 std::string describe_run(int inputs, const std::vector<RunCall>& calls) {
@@ -162,8 +161,6 @@ std::string describe_run(int inputs, const std::vector<RunCall>& calls) {
 
 RowRun::RowRun(int inputs, std::vector<RunCall> calls)
     : inputs_(static_cast<size_t>(inputs)), calls_(std::move(calls)) {}
-
-RowRun::~RowRun() = default;
 
 std::shared_ptr<const RowRun::Learnt> RowRun::find(const std::vector<at::Tensor>& places) const {
   const std::lock_guard<std::mutex> guard(lock_);

@@ -49,9 +49,6 @@ struct Seen {
 class RowRun {
  public:
   RowRun(int inputs, std::vector<RunCall> calls);
-  ~RowRun();
-  RowRun(const RowRun&) = delete;
-  RowRun& operator=(const RowRun&) = delete;
 
   enum class Known { Done, CallByCall, No };
   // Sets the results that are used after the run, for its inputs, in `places`. Else nothing has run: it goes call by

@@ -16,25 +16,26 @@ from collections.abc import Iterator
 
 from graphmode.integrations.vllm.plugin import log
 
-_OURS = "GRAPHMODE_VLLM_HUGE_PAGES"  # set where the variables are ours, not the user's
+_STARTER = "GRAPHMODE_VLLM_HUGE_PAGES"  # set where the variables are ours: the process that set them, too late for it
 VARIABLES = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # oneDNN's packed weights
     "THP_MEM_ALLOC_ENABLE": "1",  # torch's tensors, and so the key-value cache
-    _OURS: "1",
+    _STARTER: "0",
 }
 _PR_SET_THP_DISABLE = 41
 
 
 def request() -> None:
     """Sets the variables, which are read when a process starts: for those started from now on. The user's own stay."""
-    theirs = any(name in os.environ for name in VARIABLES) and _OURS not in os.environ
-    for name, value in VARIABLES.items():
-        if not (theirs and name == _OURS):
-            os.environ.setdefault(name, value)
+    if not any(name in os.environ for name in VARIABLES):
+        os.environ.update(VARIABLES, **{_STARTER: str(os.getpid())})
+    elif _STARTER not in os.environ:
+        for name in VARIABLES.keys() - {_STARTER}:
+            os.environ.setdefault(name, VARIABLES[name])
 
 
 def enough() -> None:
-    """This process gets no more huge pages, and keeps those it has; unless the user requested them."""
+    """This process keeps its huge pages and gets no more, where it was started with our variables."""
     _allow(False)
 
 
@@ -49,7 +50,7 @@ def again() -> Iterator[None]:
 
 
 def _allow(allowed: bool) -> None:
-    if sys.platform != "linux" or os.environ.get(_OURS) != "1":
+    if sys.platform != "linux" or os.environ.get(_STARTER, str(os.getpid())) == str(os.getpid()):
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_THP_DISABLE, int(not allowed), 0, 0, 0) != 0:
