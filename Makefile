@@ -42,7 +42,7 @@ demo-vllm: install-vllm  ## vLLM's server in eager, by vLLM's default and in gra
 	$(PY) examples/demo_vllm.py
 
 bench-vllm: install-vllm  ## vLLM's steps, starts, serving and memory against eager and vLLM's default
-	$(PY) benchmarks/vllm.py --peers eager,default,empty,graphmode --json build/vllm.json
+	$(PY) benchmarks/vllm.py --peers eager,default,empty,graphmode --mixed 0,7 --json build/vllm.json
 	$(PY) benchmarks/vllm_serve.py --json build/vllm-serve.json
 	$(PY) benchmarks/vllm_memory.py --json build/vllm-memory.json --out docs/vllm-memory.md
 

@@ -1,9 +1,11 @@
 """Times vLLM's engine by several peers: `python benchmarks/vllm.py --json FILE`.
 
-Decode steps at several batch sizes, all engines alive and taking turns block by block; starts from nothing to a first
-token, with caches empty and filled; tokens that the key-value cache holds. Prints tables and writes JSON rows.
+Decode steps at several batch sizes and steps that have a prompt in them, all engines alive and taking turns block by
+block; starts from nothing to a first token, with caches empty and filled; tokens that the key-value cache holds. Prints
+tables and writes JSON rows.
 """
 
+import random
 import shutil
 import tempfile
 import time
@@ -23,6 +25,8 @@ from workers import Worker
 HERE = Path(__file__).parent
 ARGUMENTS = {"max_model_len": 1024, "max_num_seqs": 32, "gpu_memory_utilization": 0.2}
 TOKENS = 48  # decoded by each request of a block
+PROMPTS = ((16, 64), (65, 256), (257, 1000))  # tokens of the prompts whose steps are timed, from and to
+Timed = dict[str, dict[int, list[float]]]  # ms by peer and batch
 
 
 def start(peer: str, model: str, folder: Path) -> tuple[Worker, float]:
@@ -49,10 +53,18 @@ def starts(peers: Sequence[str], model: str, rounds: int, console: Console) -> d
 
 
 def steps(
-    peers: Sequence[str], model: str, batches: Sequence[int], blocks: int, rounds: int, console: Console
-) -> tuple[dict[str, dict[int, list[float]]], dict[str, list[dict[str, float]]], dict[str, Any]]:
-    """Medians of blocks in ms, per peer and batch; parts of a step at the first size; each engine's last state."""
-    found: dict[str, dict[int, list[float]]] = {p: {b: [] for b in batches} for p in peers}
+    peers: Sequence[str],
+    model: str,
+    batches: Sequence[int],
+    decoding: Sequence[int],
+    blocks: int,
+    rounds: int,
+    console: Console,
+) -> tuple[Timed, dict[tuple[int, int], Timed], dict[str, list[dict[str, float]]], dict[str, Any]]:
+    """Medians of blocks, per peer and batch; steps with a prompt, per range of its tokens, peer and batch; parts of a
+    step at the first size; each engine's last state."""
+    found: Timed = {p: {b: [] for b in batches} for p in peers}
+    mixed: dict[tuple[int, int], Timed] = {r: {p: {d: [] for d in decoding} for p in peers} for r in PROMPTS}
     parts: dict[str, list[dict[str, float]]] = {p: [] for p in peers}
     states: dict[str, Any] = {}
     for number in range(rounds):
@@ -68,7 +80,17 @@ def steps(
                         seconds = workers[peer].call("steps", batch, TOKENS)
                         found[peer][batch].append(median(seconds) * 1000)
                 console.print(f"round {number + 1}: batch {batch} done", style="dim")
-            for turn in range(3):
+            for batch in decoding:
+                for worker in workers.values():  # what is learnt once, whatever the length
+                    worker.call("mixed", batch, [(low + high) // 2 for low, high in PROMPTS])
+                for turn in range(blocks):
+                    drawn = random.Random(turn + blocks * number)
+                    lengths = [drawn.randint(*r) for _ in range(4) for r in PROMPTS]
+                    for peer in rotated(list(workers), number + turn):
+                        for n, seconds in zip(lengths, workers[peer].call("mixed", batch, lengths), strict=True):
+                            mixed[next(r for r in PROMPTS if n <= r[1])][peer][batch].append(seconds * 1000)
+                console.print(f"round {number + 1}: prompts beside {batch} done", style="dim")
+            for turn in range(3 if batches else 0):
                 for peer in rotated(list(workers), number + turn):
                     parts[peer].append(workers[peer].call("parts", batches[0], TOKENS))
             states = {p: w.call("state") for p, w in workers.items()}
@@ -76,7 +98,7 @@ def steps(
             for worker in workers.values():
                 worker.close()
             shutil.rmtree(folder, ignore_errors=True)
-    return found, parts, states
+    return found, mixed, parts, states
 
 
 def rotated(items: Sequence[str], by: int) -> list[str]:
@@ -89,19 +111,33 @@ def ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
     return median([a / b for a, b in zip(mine, theirs, strict=True)])
 
 
-def step_table(found: dict[str, dict[int, list[float]]], batches: Sequence[int]) -> Table:
-    table = Table(title="decode step, ms: median of blocks (p90)", title_justify="left", title_style="bold")
-    table.add_column("batch", justify="right")
-    for peer in found:
-        table.add_column(peer, justify="right")
-    compared = [p for p in ("eager", "default") if p in found and "graphmode" in found]
-    for peer in compared:
-        table.add_column(f"graphmode / {peer}", justify="right")
-    for b in batches:
-        cells = [f"{median(found[p][b]):.2f} ({p90(found[p][b]):.2f})" for p in found]
-        cells += [f"{ratio(found['graphmode'][b], found[p][b]):.3f}" for p in compared]
-        table.add_row(str(b), *cells)
+def compared(title: str, heads: Sequence[str], rows: dict[tuple[str, ...], dict[str, list[float]]]) -> Table:
+    """A table of medians and p90 by peer, and of graphmode's ratios."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    peers = list(next(iter(rows.values())))
+    others = [p for p in ("eager", "default") if p in peers and "graphmode" in peers]
+    for head in (*heads, *peers, *(f"graphmode / {p}" for p in others)):
+        table.add_column(head, justify="right")
+    for names, by_peer in rows.items():
+        cells = [f"{median(by_peer[p]):.2f} ({p90(by_peer[p]):.2f})" for p in peers]
+        cells += [f"{ratio(by_peer['graphmode'], by_peer[p]):.3f}" for p in others]
+        table.add_row(*names, *cells)
     return table
+
+
+def step_table(found: Timed, batches: Sequence[int]) -> Table:
+    rows = {(str(b),): {p: found[p][b] for p in found} for b in batches}
+    return compared("decode step, ms: median of blocks (p90)", ["batch"], rows)
+
+
+def mixed_table(found: dict[tuple[int, int], Timed], decoding: Sequence[int]) -> Table:
+    rows = {
+        (str(d), f"{low} to {high}"): {p: timed[p][d] for p in timed}
+        for d in decoding
+        for (low, high), timed in found.items()
+    }
+    title = "step with a prompt of a new length, ms: median (p90)"
+    return compared(title, ["requests that decode", "tokens of the prompt"], rows)
 
 
 def part_table(found: dict[str, list[dict[str, float]]], batch: int) -> Table:
@@ -138,19 +174,27 @@ def start_table(found: dict[str, dict[str, list[float]]], states: dict[str, Any]
 @click.command(context_settings={"show_default": True})
 @click.option("--peers", default="eager,default,empty,graphmode", help=f"comma-separated, of: {', '.join(PEERS)}")
 @click.option("--batches", default="1,2,4,8,16", help="comma-separated batch sizes of decode steps; empty: none")
+@click.option("--mixed", default="", help="requests that decode beside a prompt, comma-separated; empty: none")
 @click.option("--model", type=click.Path(exists=True), help="a model's folder; default: SmolLM2-135M-Instruct in bf16")
 @click.option("--rounds", default=2, help="fresh engines per peer")
 @click.option("--blocks", default=8, help=f"timed blocks per batch size and round, of {TOKENS} steps each")
 @click.option("--starts", "start_rounds", default=2, help="cold and warm starts per peer; 0: none")
 @click.option("--json", "file", type=click.Path(path_type=Path), help="file to write the rows to")
 def main(
-    peers: str, batches: str, model: str | None, rounds: int, blocks: int, start_rounds: int, file: Path | None
+    peers: str,
+    batches: str,
+    mixed: str,
+    model: str | None,
+    rounds: int,
+    blocks: int,
+    start_rounds: int,
+    file: Path | None,
 ) -> None:
     """Times vLLM's engine by several peers."""
     chosen = [p.strip() for p in peers.split(",")]
     if unknown := [p for p in chosen if p not in PEERS]:
         raise click.BadParameter(f"{', '.join(unknown)}: not one of {', '.join(PEERS)}")
-    sizes = [int(b) for b in batches.split(",") if b.strip()]
+    sizes, decoding = ([int(n) for n in given.split(",") if n.strip()] for given in (batches, mixed))
     console = tables.console()
     head = {
         "machine": machine.record(),
@@ -158,17 +202,22 @@ def main(
     }
     console.print(machine.describe(head["machine"]), highlight=False)
     folder = model or smollm2()
-    timed, parts, states = steps(chosen, folder, sizes, blocks, rounds, console) if sizes else ({}, {}, {})
+    timed, prompts, parts, states = ({}, {}, {}, {})
+    if sizes or decoding:
+        timed, prompts, parts, states = steps(chosen, folder, sizes, decoding, blocks, rounds, console)
     started = starts(chosen, folder, start_rounds, console) if start_rounds else {}
-    if timed:
+    if sizes:
         console.print(step_table(timed, sizes))
         console.print(part_table(parts, sizes[0]))
+    if decoding:
+        console.print(mixed_table(prompts, decoding))
     console.print(start_table(started, states))
     if file:
         rows = [
             {
                 "peer": p,
                 "step_ms": timed.get(p),
+                "prompt_ms": {f"{low} to {high}": by_peer[p] for (low, high), by_peer in prompts.items()},
                 "parts_ms": parts.get(p),
                 "start_s": started.get(p),
                 "state": states.get(p),

@@ -69,19 +69,43 @@ class Engine:
 
     def steps(self, batch: int, tokens: int, prompt: int = 16) -> list[float]:
         """Seconds of each step in which all of `batch` requests decode; the first two and the last are left out."""
+        self._ask(batch, prompt, tokens)
+        return self._run()[2:-1]
+
+    def mixed(self, batch: int, prompts: list[int]) -> list[float]:
+        """Seconds of each step that has a prompt of the given length in it, while `batch` requests decode."""
+        if batch:
+            self._ask(batch, 16, 4 + 3 * len(prompts))  # so many that none ends before the last prompt
+            for _ in range(3):
+                self._step()
+        seconds = []
+        for tokens in prompts:
+            self._ask(1, tokens, 1)
+            seconds.append(self._step())
+            if batch:
+                self._step()  # a step without a prompt, as between arrivals
+        self._run()
+        return seconds
+
+    def _ask(self, requests: int, prompt: int, tokens: int) -> None:
+        """Adds requests with prompts of `prompt` random tokens, for `tokens` tokens each."""
         from vllm import SamplingParams
 
-        engine = self.llm.llm_engine
         sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-        for _ in range(batch):
+        for _ in range(requests):
             ids = [self.random.randrange(10, VOCABULARY) for _ in range(prompt)]
-            engine.add_request(str(next(self.numbers)), {"prompt_token_ids": ids}, sampling)
+            self.llm.llm_engine.add_request(str(next(self.numbers)), {"prompt_token_ids": ids}, sampling)
+
+    def _step(self) -> float:
+        start = time.perf_counter()
+        self.llm.llm_engine.step()
+        return time.perf_counter() - start
+
+    def _run(self) -> list[float]:
         seconds = []
-        while engine.has_unfinished_requests():
-            start = time.perf_counter()
-            engine.step()
-            seconds.append(time.perf_counter() - start)
-        return seconds[2:-1]
+        while self.llm.llm_engine.has_unfinished_requests():
+            seconds.append(self._step())
+        return seconds
 
     def parts(self, batch: int, tokens: int) -> dict[str, float]:
         """Median ms of each part of a decode step; `step` is the whole."""
