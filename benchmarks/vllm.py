@@ -136,7 +136,7 @@ def mixed_table(found: dict[tuple[int, int], Timed], decoding: Sequence[int]) ->
         for d in decoding
         for (low, high), timed in found.items()
     }
-    title = "step with a prompt of a new length, ms: median (p90)"
+    title = "step with a prompt of a random length in it, ms: median (p90)"
     return compared(title, ["requests that decode", "tokens of the prompt"], rows)
 
 
