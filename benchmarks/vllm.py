@@ -23,7 +23,8 @@ from vllm_engine import PARTS, PEERS, Engine, environment
 from workers import Worker
 
 HERE = Path(__file__).parent
-ARGUMENTS = {"max_model_len": 1024, "max_num_seqs": 32, "gpu_memory_utilization": 0.2}
+MEMORY = 4.0  # GiB for each engine
+ARGUMENTS = {"max_model_len": 1024, "max_num_seqs": 32}
 TOKENS = 48  # decoded by each request of a block
 PROMPTS = ((16, 64), (65, 256), (257, 1000))  # tokens of the prompts whose steps are timed, from and to
 Timed = dict[str, dict[int, list[float]]]  # ms by peer and batch
@@ -32,7 +33,8 @@ Timed = dict[str, dict[int, list[float]]]  # ms by peer and batch
 def start(peer: str, model: str, folder: Path) -> tuple[Worker, float]:
     """A worker whose engine has given a first token, and the seconds from its process's start to there."""
     since = time.perf_counter()
-    worker = Worker(f"{HERE}/vllm_engine.py:{Engine.__name__}", peer, model, ARGUMENTS, **environment(peer, folder))
+    target = f"{HERE}/vllm_engine.py:{Engine.__name__}"
+    worker = Worker(target, peer, model, MEMORY, ARGUMENTS, **environment(peer, folder))
     worker.call("first_token")
     return worker, time.perf_counter() - since
 
@@ -198,7 +200,7 @@ def main(
     console = tables.console()
     head = {
         "machine": machine.record(),
-        "settings": {"rounds": rounds, "blocks": blocks, "tokens": TOKENS, **ARGUMENTS},
+        "settings": {"rounds": rounds, "blocks": blocks, "tokens": TOKENS, "gib": MEMORY, **ARGUMENTS},
     }
     console.print(machine.describe(head["machine"]), highlight=False)
     folder = model or smollm2()

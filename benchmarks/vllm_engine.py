@@ -31,6 +31,7 @@ PARTS = {  # of a step, in vLLM 0.32: what its CPU model runner, its model and i
     "schedule": ("scheduler", "schedule"),
     "outputs": ("scheduler", "update_from_output"),
 }
+GIB = 2**30
 VOCABULARY = 40_000  # prompts are random tokens below it
 
 
@@ -53,15 +54,19 @@ def environment(peer: str, folder: Path) -> dict[str, str]:
 class Engine:
     """An offline engine, its steps made by hand."""
 
-    def __init__(self, peer: str, model: str, arguments: dict[str, Any]) -> None:
+    def __init__(self, peer: str, model: str, memory: float, arguments: dict[str, Any]) -> None:
+        """`memory`: GiB for weights, cache and all else. vLLM takes a part of the machine's, which others share."""
         here = Path(__file__).parent  # it has a vllm.py of its own, which would be imported in the package's place
         sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != here.resolve()]
         from vllm import LLM
+        from vllm.utils.cpu_resource_utils import get_memory_node_info
 
         self.peer = peer
         self.numbers = iter(range(10**9))
         self.random = random.Random(11)
-        self.llm = LLM(model=model, dtype="bfloat16", seed=0, disable_log_stats=True, **PEERS[peer], **arguments)
+        part = memory * GIB / get_memory_node_info().total_memory
+        given = {"dtype": "bfloat16", "seed": 0, "disable_log_stats": True, "gpu_memory_utilization": part}
+        self.llm = LLM(model=model, **given, **PEERS[peer], **arguments)
 
     def first_token(self) -> None:
         """Until a prompt of 16 tokens has its first one more."""

@@ -26,7 +26,8 @@ from workers import Worker
 HERE = Path(__file__).parent
 MODELS_OF_TESTS = HERE.parent / "tests" / "integration" / "vllm" / "models.py"
 PEERS = ("eager", "graphmode")
-ARGUMENTS = {"max_model_len": 512, "max_num_seqs": 32, "gpu_memory_utilization": 0.2}
+MEMORY = 4.0  # GiB for an engine
+ARGUMENTS = {"max_model_len": 512, "max_num_seqs": 32}
 LARGEST = 32
 CHECKPOINTS = (0, 1, 2, 4, 8, 16, 32)  # sizes captured
 PROMPT = 37  # tokens: no sum of prompts is the size of a decode step, and none comes twice
@@ -80,7 +81,7 @@ def measured(peer: str, model: str, arguments: dict[str, Any], console: Console)
     rows: list[dict[str, Any]] = []
     target = f"{HERE}/vllm_memory.py:{Measured.__name__}"
     try:
-        with Worker(target, peer, model, {**ARGUMENTS, **arguments}, **environment(peer, folder)) as worker:
+        with Worker(target, peer, model, MEMORY, {**ARGUMENTS, **arguments}, **environment(peer, folder)) as worker:
             for number, size in enumerate([0, *sizes()]):
                 if number:
                     worker.call("steps", size, TOKENS, PROMPT)
@@ -156,8 +157,8 @@ def page(head: dict[str, Any], found: dict[str, dict[str, list[dict[str, Any]]]]
         "the key-value cache takes into account ([how](design/vllm-memory.md)).",
         "",
         f"`benchmarks/vllm_memory.py`, {on['date'][:10]}, {machine.describe(on)}; one engine in one process, "
-        f"`gpu_memory_utilization` {ARGUMENTS['gpu_memory_utilization']}, the same requests to both; decode steps of "
-        f"batch sizes from {LARGEST} down. RSS and PSS are the whole process's, with Python, torch, vLLM and weights.",
+        f"{MEMORY:.0f} GiB for each (as `gpu_memory_utilization`), the same requests to both; decode steps of batch "
+        f" sizes from {LARGEST} down. RSS and PSS are the whole process's, with Python, torch, vLLM and weights.",
     ]
     for name, rows in found.items():
         tokens = {p: rows[p][0]["kv_tokens"] for p in PEERS}
@@ -179,7 +180,7 @@ def page(head: dict[str, Any], found: dict[str, dict[str, list[dict[str, Any]]]]
 def main(only: str, file: Path | None, out: Path | None) -> None:
     """Measures the memory of vLLM's engine, eager against graph mode."""
     console = tables.console()
-    head = {"machine": machine.record(), "settings": {"arguments": ARGUMENTS, "deepseek": DEEPSEEK}}
+    head = {"machine": machine.record(), "settings": {"gib": MEMORY, "arguments": ARGUMENTS, "deepseek": DEEPSEEK}}
     console.print(machine.describe(head["machine"]), highlight=False)
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with deepseek() as folder:

@@ -69,7 +69,7 @@ def graphmode_backend(
     region = region_of(program.gm)
     region.counters.lower_seconds = program.lower_seconds
     if program.not_lowered is not None:
-        region.counters.notes[f"captured as Dynamo gave it, without passes: {program.not_lowered}"] = 1
+        region.counters.note(f"captured as Dynamo gave it, without passes: {program.not_lowered}")
     resolver = resolver_of(program.gm)
     return region.run if resolver is None else Step(region, resolver, region_of)
 

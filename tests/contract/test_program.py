@@ -91,7 +91,7 @@ def test_a_program_does_what_dynamo_s_graph_does(name: str, programs: list[Progr
             assert_same(got, f(theirs))
             assert_same(mine, theirs)
     assert programs and all(p.not_lowered is None for p in programs)
-    assert not graphmode.report().notes and since.replays >= 3
+    assert not [n for n in graphmode.report().notes if "without passes" in n] and since.replays >= 3
 
 
 def test_what_is_not_lowered_is_captured_and_noted() -> None:
@@ -102,8 +102,7 @@ def test_what_is_not_lowered_is_captured_and_noted() -> None:
             x = torch.randn(3, 4)
             assert_same(g(x), f(x))
     assert since.replays == 2
-    (note,) = graphmode.report().notes
-    assert "without passes" in note
+    assert [n for n in graphmode.report().notes if "without passes" in n]
 
 
 def test_composites_stay_whole(programs: list[Program]) -> None:
@@ -142,12 +141,14 @@ def test_a_users_integers_have_no_end_outside_graphs() -> None:
         assert [compiled(x, n)[1] for n in (3, 5, 2**40)] == [27, 125, 2**120]
 
 
-def test_why_calls_outside_graphs_need_python_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_why_calls_outside_graphs_need_python_is_told() -> None:
     def f(x: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return x @ x
 
-    compiled = torch.compile(f, backend="graphmode")
-    with torch.no_grad(), caplog.at_level("DEBUG", logger="graphmode"):
-        compiled(torch.randn(3, 3))
-    assert "run as Python: a call of" in caplog.text
+    compiled = torch.compile(f, backend="graphmode", options={"capture_after": 4})
+    with torch.no_grad():
+        for _ in range(5):
+            compiled(torch.randn(3, 3))
+    ((note, count),) = graphmode.report().notes.items()
+    assert note.startswith("a call outside graphs ran as Python: a call of") and count == 4

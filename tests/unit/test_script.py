@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,9 @@ def test_a_subclass_keeps_its_own_functions() -> None:
     assert script is not None
     assert script.run((X.as_subclass(Loud),)) is None
     assert script.run((torch.nn.Parameter(X, requires_grad=False),)) is not None
+    with torch._C.DisableTorchFunctionSubclass():  # as Dynamo calls what it compiled: it has traced them
+        got = script.run((X.as_subclass(Loud),))
+    assert got is not None and type(got[0]) is Tensor and torch.equal(got[0], X * 2)
 
 
 def test_values_go_when_nobody_needs_them() -> None:
@@ -347,8 +351,19 @@ def gives_a_dict(x: fx.Node, graph: fx.Graph) -> Any:
     return {"x": x}
 
 
-def gives_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
-    return list(graph.nodes)[1]
+class Label(torch._opaque_base.OpaqueBase):
+    """What a custom op may take besides tensors and numbers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+torch._library.opaque_object.register_opaque_type(Label, typ="reference")
+
+
+@torch.library.custom_op("graphmode_test::labelled", mutates_args=())
+def labelled(x: Tensor, label: Label) -> Tensor:
+    return x + label.number
 
 
 @pytest.mark.parametrize(
@@ -361,7 +376,6 @@ def gives_an_object(x: fx.Node, graph: fx.Graph) -> fx.Node:
         names_no_argument,
         gives_a_place_what_has_only_a_name,
         gives_a_dict,
-        gives_an_object,
     ],
     ids=lambda f: f.__name__,
 )
@@ -371,6 +385,21 @@ def test_what_has_no_script(call: Callable[[fx.Node, fx.Graph], fx.Node]) -> Non
     graph.placeholder("other")
     graph.output((call(x, graph),))
     assert script_of(fx.GraphModule(torch.nn.Module(), graph), (X, object())) is None
+
+
+def test_an_object_goes_to_the_ops_that_take_one_and_to_the_results() -> None:
+    graph = fx.Graph()
+    x, other = graph.placeholder("x"), graph.placeholder("other")
+    graph.output((graph.call_function(torch.ops.graphmode_test.labelled.default, (x, other)), other))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X, Label(1)))
+    assert script is not None
+    for number in (3, 5):
+        label = Label(number)
+        held = sys.getrefcount(label)
+        got = script.run((X, label))
+        assert got is not None and torch.equal(got[0], X + number) and got[1] is label
+        del got
+        assert sys.getrefcount(label) == held
 
 
 def test_an_object_that_nobody_takes_is_no_hindrance() -> None:

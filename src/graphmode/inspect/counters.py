@@ -39,7 +39,7 @@ class Counters:
     evictions: int = 0
     capture_seconds: float = 0.0
     lower_seconds: float = 0.0
-    notes: dict[str, int] = field(default_factory=dict)  # what was done otherwise than asked, inside graphs
+    notes: dict[str, int] = field(default_factory=dict)  # what was done otherwise than asked, and is no fall-back
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
 
     def fall_back(self, reason: str, op: str | None = None, line: str | None = None, count: int = 1) -> Fallback:
@@ -47,6 +47,10 @@ class Counters:
         entry = self.fallbacks.setdefault((reason, op, line), Fallback(reason, op, line))
         entry.count += count
         return entry
+
+    def note(self, what: str) -> None:
+        """Counts something done otherwise than asked that is no fall-back."""
+        self.notes[what] = self.notes.get(what, 0) + 1
 
     def add(self, other: Counters) -> None:
         """Adds another region's counts to these."""

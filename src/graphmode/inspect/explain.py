@@ -72,7 +72,7 @@ class Explanation:
     replay_seconds: float  # median
     eager_seconds: float  # median
     replayed_share: float  # of all that ran after the first calls: graphs, live calls, stretches of Python
-    notes: dict[str, int]  # what was done otherwise than asked, inside graphs
+    notes: dict[str, int]  # what was done otherwise than asked, and is no fall-back
     report: Report
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Explanation:
         table.add_row("weights (re-bound, not copied)", f"{self.weight_bytes:,} bytes")
         table.add_row("arena, shared by all graphs", f"{self.report.bytes.arena:,} bytes")
         for reason, count in self.notes.items():
-            table.add_row("programs, and a note", f"{count}: {reason}")
+            table.add_row("times, and a note", f"{count}: {reason}")
         return table
 
     def _regions(self) -> Table:

@@ -41,7 +41,7 @@ class Report:
     evictions: int
     capture_seconds: float
     lower_seconds: float
-    notes: dict[str, int]  # what was done otherwise than asked, inside graphs
+    notes: dict[str, int]  # what was done otherwise than asked, and is no fall-back
     fallbacks: list[Fallback]
     bytes: Bytes
 
@@ -65,7 +65,7 @@ class Report:
         table.add_row("bytes held: arena, constants", f"{self.bytes.arena:,}, {self.bytes.fixed:,}")
         table.add_row("seconds: lowering, capture", f"{self.lower_seconds:.2f}, {self.capture_seconds:.2f}")
         for reason, count in self.notes.items():
-            table.add_row("programs, and a note", f"{count}: {reason}")
+            table.add_row("times, and a note", f"{count}: {reason}")
         return table
 
     def fallback_table(self) -> Table:

@@ -20,7 +20,7 @@ def resolver_of(gm: fx.GraphModule) -> Resolver | None:
             try:
                 found: Resolver | None = import_module(_RESOLVERS[node.target.namespace]).resolver_of(gm)
             except ImportError as error:  # another version than the one it is written for
-                ledger.gone.notes[f"{node.target.namespace}'s ops are called as they are: {error}"] = 1
+                ledger.gone.note(f"{node.target.namespace}'s ops are called as they are: {error}")
                 return None
             return found
     return None

@@ -4,6 +4,7 @@
 // that time.
 #include "script.h"
 
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
@@ -71,6 +72,14 @@ struct Run {
   std::shared_ptr<RowRun> rows;
 };
 
+// Whether an op called from Python would go to the dispatcher at once. The class of a weight may have functions of its
+// own: Dynamo has traced them, and turns them off for what it compiled.
+bool is_called_as_a_tensor(PyObject* given) {
+  return THPVariable_CheckExact(given) ||
+         (THPVariable_Check(given) &&
+          at::impl::PythonTorchFunctionTLS::get_disabled_state() != at::impl::TorchFunctionDisabledState::ENABLED);
+}
+
 bool is_int(const c10::TypePtr& type) {
   return type->kind() == c10::TypeKind::IntType || type->kind() == c10::TypeKind::SymIntType;
 }
@@ -104,13 +113,13 @@ std::optional<int64_t> compute(char arithmetic, int64_t a, int64_t b) {
 
 class Script {
  public:
-  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for what no call may take. `fuel`: how many runs
-  // of calls may become row kernels.
+  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for another object, which only calls that take
+  // any may take. `fuel`: how many runs of calls may become row kernels.
   Script(const std::string& inputs, int fuel) : fuel_(fuel) {
     for (const char kind : inputs) {
       types_.push_back(kind == 't'   ? c10::TypePtr(c10::TensorType::get())
                        : kind == 'i' ? c10::TypePtr(c10::IntType::get())
-                                     : c10::TypePtr(c10::NoneType::get()));
+                                     : c10::TypePtr(c10::PyObjectType::get()));
     }
     inputs_ = types_.size();
     early_.assign(inputs_, true);
@@ -229,9 +238,6 @@ class Script {
     for (const auto& v : values) {
       if (py::isinstance<Register>(v)) {
         const auto number = v.cast<Register>().number;
-        if (number < inputs_ && types_[number]->kind() == c10::TypeKind::NoneType) {
-          throw Unscriptable("an argument of an unknown kind is a result");
-        }
         results_.emplace_back(number, py::none());
       } else if (v.is_none() || PyLong_Check(v.ptr()) || PyFloat_Check(v.ptr()) || PyUnicode_Check(v.ptr())) {
         results_.emplace_back(std::nullopt, py::reinterpret_borrow<py::object>(v));
@@ -251,7 +257,7 @@ class Script {
     for (const auto i : c10::irange(inputs_)) {
       PyObject* given = args[i].ptr();
       if (types_[i]->kind() == c10::TypeKind::TensorType) {
-        if (!THPVariable_CheckExact(given)) {
+        if (!is_called_as_a_tensor(given)) {
           return py::none();
         }
         registers[i] = THPVariable_Unpack(given);
@@ -262,6 +268,8 @@ class Script {
           return py::none();
         }
         registers[i] = static_cast<int64_t>(integer);
+      } else {
+        registers[i] = torch::jit::toIValue(args[i], types_[i]);
       }
     }
     for (const auto& i : first_) {

@@ -20,7 +20,7 @@ from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.devices.cpu import CpuGraph
 from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
-from graphmode.inspect.captures import log, log_capture
+from graphmode.inspect.captures import log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
@@ -43,6 +43,7 @@ _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
 _PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
+_NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__ of its own, or a number is none of 64 bits"
 _NO_MODES = Modes()
 
 WithGradients = Callable[[Sequence[Any]], Any]
@@ -90,7 +91,7 @@ class Region:
         self._keys: dict[int, int] = {}  # hashes of the signatures
         self._trimmed = 0  # evictions until memory was given back last
         self._ends_with: weakref.ref[torch.nn.Module] | None = None
-        self._scripts: dict[str, _C.Script | None] = {}  # by kinds of arguments, made at the first live call
+        self._scripts: dict[str, _C.Script | str] = {}  # by kinds of arguments, made at the first live call
         if owner is not None:
             self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
@@ -103,17 +104,22 @@ class Region:
 
     def live(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs the program as it is, in the caller's modes. Nothing here needs gradients: see `_miss`."""
-        script = None if _C.is_observed() else self._script_for(kinds_of(args))
-        results = None if script is None else script.run(tuple(args))
-        return self._flat(self.gm(*args)) if results is None else tuple(results)
+        if not _C.is_observed():
+            script = self._script_for(kinds_of(args))
+            results = None if isinstance(script, str) else script.run(tuple(args))
+            if results is not None:
+                return tuple(results)
+            why = script if isinstance(script, str) else _NOT_THE_SCRIPT_S
+            self.counters.note(f"a call outside graphs ran as Python: {why}")
+        return self._flat(self.gm(*args))
 
-    def _script_for(self, kinds: str) -> _C.Script | None:
+    def _script_for(self, kinds: str) -> _C.Script | str:
+        """The script for arguments of these kinds, or why there is none."""
         if kinds not in self._scripts:
             try:
                 self._scripts[kinds] = script_of(self.gm, kinds, self.options.fuel)
             except _C.Unscriptable as why:
-                self._scripts[kinds] = None
-                log.debug("program %d: its calls outside graphs run as Python: %s", self.number, why)
+                self._scripts[kinds] = str(why)
         return self._scripts[kinds]
 
     def _flat(self, results: Any) -> tuple[Any, ...]:
@@ -358,12 +364,12 @@ class Region:
     def _verify(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
         opaque = next((n for n in self.gm.graph.nodes if is_opaque(n)), None)
         if opaque is not None:
-            self.counters.notes[f"not verified: {_name(opaque.target)} would run twice"] = 1
+            self.counters.note(f"not verified: {_name(opaque.target)} would run twice")
             return
         try:
             found = difference(graph, self.live, args, self._written)
         except Exception as error:  # whatever an op raises on values it has changed already
-            self.counters.notes[f"not verified: {type(error).__name__}: {error}"] = 1
+            self.counters.note(f"not verified: {type(error).__name__}: {error}")
             return
         if found is not None:
             raise CaptureError(f"verify: {found}; the graph is not used")

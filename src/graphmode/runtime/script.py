@@ -78,7 +78,7 @@ def _call(script: _C.Script, node: fx.Node, args: Sequence[Any], kwargs: dict[st
         return script.number(_ARITHMETIC[target], args[0], args[1])
     if target is _DATA and isinstance(args[0], _C.Register):
         return script.data(args[0])
-    raise _C.Unscriptable(f"a call of {target}")
+    raise _C.Unscriptable(f"a call of {getattr(target, '__name__', target)}")
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -28,7 +28,9 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1")
 from pathlib import Path
 from models import MODELS, register_loader
 from vllm import LLM, SamplingParams
+from vllm.utils.cpu_resource_utils import get_memory_node_info
 given = json.loads(sys.argv[1])
+given["gpu_memory_utilization"] = given.pop("gib") * 2**30 / get_memory_node_info().total_memory
 with tempfile.TemporaryDirectory() as folder:
     MODELS["llama"].write(Path(folder), {})
     engine = LLM(model=folder, load_format=register_loader(), skip_tokenizer_init=True,
@@ -65,12 +67,11 @@ def run(given: str) -> dict[str, Any]:
 
 
 def engine(**given: Any) -> dict[str, Any]:
-    return run(json.dumps({"gpu_memory_utilization": 0.1, **given}, sort_keys=True))
+    return run(json.dumps({"gib": 2, **given}, sort_keys=True))
 
 
 def test_graphs_have_a_cap_that_is_taken_from_the_cache() -> None:
-    few = {"gpu_memory_utilization": 0.2}  # what tracing takes is the same for any
-    ours, eager = engine(**few), engine(**few, enforce_eager=True)
+    ours, eager = engine(gib=4), engine(gib=4, enforce_eager=True)  # what tracing takes is the same for any
     assert ours["cache"] >= 0.98 * eager["cache"]
     cap = int(ours["cap"])
     assert 0 < cap <= ours["budget"] / memory.SHARE

@@ -175,7 +175,7 @@ class StaticGraphs:
         self._open: set[Hashable] = set()  # captured by some thread now
         self._lock = threading.RLock()
         if self.options.verify:
-            self.counters.notes["not verified: a static graph can be replayed on its own memory only"] = 1
+            self.counters.note("not verified: a static graph can be replayed on its own memory only")
         ledger.enter(self)
 
     # --- calls --------------------------------------------------------------------------------------------------
