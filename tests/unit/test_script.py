@@ -402,6 +402,41 @@ def test_an_object_goes_to_the_ops_that_take_one_and_to_the_results() -> None:
         assert sys.getrefcount(label) == held
 
 
+enter, leave = torch.amp.autocast_mode._enter_autocast, torch.amp.autocast_mode._exit_autocast
+
+
+def test_switches_of_modes_hold_from_where_they_stand() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    entered = graph.call_function(enter, ("cpu", torch.bfloat16, True, False))
+    inside = graph.call_function(aten.mm.default, (x, x))
+    graph.call_function(leave, (entered,))
+    after = graph.call_function(aten.mm.default, (x, x))
+    graph.call_function(torch._C._set_grad_enabled, (False,))
+    graph.output((inside, after, graph.call_function(aten.mul.Tensor, (x, 2))))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X,))
+    assert script is not None
+    for rows in (3, 4):
+        square = torch.randn(rows, rows, requires_grad=True)
+        with torch.enable_grad():
+            got = script.run((square,))
+            assert not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        assert got is not None and [r.dtype for r in got] == [torch.bfloat16, torch.float32, torch.float32]
+        assert [r.requires_grad for r in got] == [True, True, False]
+        assert torch.equal(got[1], square @ square)
+
+
+def test_what_a_switch_of_modes_raises_is_the_call_s() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch._C._set_grad_enabled, ("no bool",))
+    graph.output((x,))
+    script = script_of(fx.GraphModule(torch.nn.Module(), graph), (X,))
+    assert script is not None
+    with pytest.raises(TypeError, match="enabled"):
+        script.run((X,))
+
+
 def test_an_object_that_nobody_takes_is_no_hindrance() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -578,6 +613,23 @@ def test_under_autocast_and_in_a_capture_a_run_is_its_calls() -> None:
         given[0].add_(1)
         graph.replay()
     assert equal(results, norms(*given))
+
+
+def test_a_run_that_the_program_puts_under_autocast_is_its_calls() -> None:
+    gm = traced(norms, *operands(3))
+    nodes = list(gm.graph.nodes)
+    calls = [n for n in nodes if n.op == "call_function"]
+    with gm.graph.inserting_before(calls[0]):
+        entered = gm.graph.call_function(enter, ("cpu", torch.bfloat16, True, False))
+    with gm.graph.inserting_before(nodes[-1]):
+        gm.graph.call_function(leave, (entered,))
+    script = script_for(gm, "ttt", 1000)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            want = norms(*operands(3))
+        assert equal(script.run(operands(3)), want)
+        assert not torch.is_autocast_enabled("cpu")
+    assert script.fused() == 0
 
 
 def test_results_are_as_eagers_under_gradients_and_inference() -> None:

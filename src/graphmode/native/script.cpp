@@ -56,7 +56,7 @@ struct Argument {
 };
 
 struct Instruction {
-  enum Kind : uint8_t { Call, Item, Number, Data } kind = Call;
+  enum Kind : uint8_t { Call, Item, Number, Data, Python } kind = Call;
   std::optional<c10::OperatorHandle> op;
   std::vector<Argument> args;
   size_t at = 0;  // of an item
@@ -226,6 +226,19 @@ class Script {
     return add(std::move(made));
   }
 
+  // A call of Python that neither takes nor gives tensors, as a switch of modes is. Objects are its own kind's results.
+  size_t python(const py::object& function, const py::args& args) {
+    Instruction made;
+    made.kind = Instruction::Python;
+    const auto any = c10::PyObjectType::get();
+    made.args.emplace_back().constant = torch::jit::toIValue(function, any);
+    for (const auto& a : args) {
+      made.args.push_back(argument_of(a, any));
+    }
+    types_.emplace_back(any);
+    return add(std::move(made));
+  }
+
   // The values that nobody uses after the last instruction: they go as soon as it has run.
   void drop(const std::vector<size_t>& values) {
     if (!instructions_.empty()) {
@@ -286,18 +299,19 @@ class Script {
         registers[number] = tensor;
       }
       torch::jit::Stack stack;
-      // Autocast may take other kernels than those that were learnt; captures and functorch see calls only.
-      const bool fuses =
-          !runs_.empty() && !at::autocast::is_autocast_enabled(at::kCPU) && recording() == nullptr &&
-          !c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+      // Captures and functorch see calls only.
+      const bool fuses = recording() == nullptr && !c10::impl::tls_local_dispatch_key_set().included_.has(
+                                                       c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
       auto next = fuses ? runs_.begin() : runs_.end();
       for (size_t i = 0; i < instructions_.size();) {
-        if (next != runs_.end() && next->begin == i) {
-          execute_run(*next, registers, stack);
-          i = next->end;
-          ++next;
-        } else {
+        if (next == runs_.end() || i < next->begin) {
           execute(instructions_[i++], registers, stack);
+        } else if (i == next->begin && !at::autocast::is_autocast_enabled(at::kCPU)) {
+          execute_run(*next, registers, stack);
+          i = (next++)->end;
+        } else {  // under autocast, which may take other kernels than those that were learnt
+          execute(instructions_[i++], registers, stack);
+          next += static_cast<std::ptrdiff_t>(i == next->end);
         }
       }
     }
@@ -537,6 +551,22 @@ class Script {
     stack.clear();
   }
 
+  static void call_python(const Instruction& i, std::vector<c10::IValue>& registers) {
+    const py::gil_scoped_acquire gil;
+    py::tuple args(i.args.size() - 1);
+    for (size_t a = 0; a < args.size(); ++a) {
+      args[a] = torch::jit::toPyObject(evaluate(i.args[a + 1], registers));
+    }
+    const auto function = torch::jit::toPyObject(i.args[0].constant);
+    auto result = py::reinterpret_steal<py::object>(PyObject_CallObject(function.ptr(), args.ptr()));
+    if (!result) {
+      python_error error;
+      error.persist();
+      throw error;
+    }
+    registers[i.out] = torch::jit::toIValue(result, c10::PyObjectType::get());
+  }
+
   static void execute(const Instruction& i, std::vector<c10::IValue>& registers, torch::jit::Stack& stack) {
     if (i.kind == Instruction::Item) {
       const auto& of = registers[i.args[0].value];
@@ -558,6 +588,8 @@ class Script {
       registers[i.out] = *result;
     } else if (i.kind == Instruction::Data) {
       registers[i.out] = registers[i.args[0].value].toTensor().variable_data();
+    } else if (i.kind == Instruction::Python) {
+      call_python(i, registers);
     } else {
       perform(i, registers, stack);
     }
@@ -587,6 +619,7 @@ void bind_script(py::module_& m) {
       .def("item", &Script::item)
       .def("number", &Script::number)
       .def("data", &Script::data)
+      .def("python", &Script::python)
       .def("drop", &Script::drop)
       .def("results", &Script::results)
       .def("run", &Script::run)

@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 from graphmode.program.effects import PURE_PYTHON, is_foreign_python, switches_mode
 
 _CHECKS = (torch._check, torch._check_is_size)  # what they state is in the shape guards already
+_TELEMETRY = torch._C._log_api_usage_once  # of a module made in the call: it was done when Dynamo traced that
 _UNSEEN = (torch._C._autograd._get_data_attr,)  # type: ignore[attr-defined]  # `x.data`: seen by no dispatcher
 _MOST_TRACES = 32
 
@@ -294,7 +295,7 @@ def _harmless(n: fx.Node) -> bool:
     """Whether a call without tensors among its results may vanish: it is arithmetic of sizes, or a check of them."""
     if n.op == "call_method":
         return True  # x.size(), x.dim(): of a tensor, and no op
-    return n.target in PURE_PYTHON or n.target in _CHECKS
+    return n.target in PURE_PYTHON or n.target in _CHECKS or n.target is _TELEMETRY
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A program as a native list of calls, for calls outside a graph: what its Python code does, without Python.
 
-Owns the translation. A program with anything but the dispatcher's ops, items of their results and sizes computed with
-integers has no script, and runs as Python.
+Owns the translation. A program with anything but the dispatcher's ops, items of their results, sizes computed with
+integers and switches of modes has no script, and runs as Python.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.fx as fx
 
 from graphmode import _C
+from graphmode.program.effects import switches_mode
 
 _ARITHMETIC: dict[Any, str] = {
     operator.add: "+",
@@ -78,6 +79,8 @@ def _call(script: _C.Script, node: fx.Node, args: Sequence[Any], kwargs: dict[st
         return script.number(_ARITHMETIC[target], args[0], args[1])
     if target is _DATA and isinstance(args[0], _C.Register):
         return script.data(args[0])
+    if switches_mode(node) and not kwargs:
+        return script.python(target, *args)  # type: ignore[arg-type]
     raise _C.Unscriptable(f"a call of {getattr(target, '__name__', target)}")
 
 

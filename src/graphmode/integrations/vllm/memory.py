@@ -21,6 +21,7 @@ from graphmode.integrations.vllm.plugin import log
 from graphmode.options import resolve, variable
 
 SHARE = 200  # graphs get this part of the cache's memory: with what tracing takes, 98 % of eager's are left to it
+ON_TOP = 64 * 2**20  # at least so many bytes where the cache's size is given: they are not taken from it
 _VARIABLE = variable("max_bytes")
 _DERIVED = "GRAPHMODE_VLLM_MAX_BYTES"  # equal to it where it was derived, here or in the process that started this one
 
@@ -35,7 +36,10 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
             OptionError: `max_bytes`, as given, leaves nothing for the cache.
         """
         fixed: int | None = self.cache_config.kv_cache_memory_bytes
-        cap, derived = reserve(int(self.requested_cpu_memory) - _resident() if fixed is None else fixed)
+        if fixed is None:
+            cap, derived = reserve((int(self.requested_cpu_memory) - _resident()) // SHARE)
+        else:
+            cap, derived = reserve(max(fixed // SHARE, ON_TOP))
         available = int(super().determine_available_memory())
         if fixed is not None:
             return available  # the user's number is the cache's alone: graphs come on top, as all else does
@@ -62,18 +66,18 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
             super().reload_weights(*args, **kwargs)
 
 
-def reserve(room: int) -> tuple[int, bool]:
+def reserve(share: int) -> tuple[int, bool]:
     """Sets `max_bytes` for all that is compiled from now on, unless the user set it.
 
     Args:
-        room: bytes that the key-value cache could take.
+        share: bytes for graphs; at least one, since 0 would mean no bound.
 
     Returns:
         Bytes that graphs may take beside what they hold already, and whether they were derived here.
     """
     if os.environ.get(_VARIABLE) not in (None, os.environ.get(_DERIVED)):
         return resolve().max_bytes, False
-    share = max(room // SHARE, 1)
+    share = max(share, 1)
     held = device_named("cpu").pool_bytes() + ledger.fixed_bytes()  # by another engine of this process
     os.environ[_VARIABLE] = os.environ[_DERIVED] = str(held + share)
     return share, True
