@@ -158,7 +158,7 @@ def page(head: dict[str, Any], found: dict[str, dict[str, list[dict[str, Any]]]]
         "",
         f"`benchmarks/vllm_memory.py`, {on['date'][:10]}, {machine.describe(on)}; one engine in one process, "
         f"{MEMORY:.0f} GiB for each (as `gpu_memory_utilization`), the same requests to both; decode steps of batch "
-        f" sizes from {LARGEST} down. RSS and PSS are the whole process's, with Python, torch, vLLM and weights.",
+        f"sizes from {LARGEST} down. RSS and PSS are the whole process's, with Python, torch, vLLM and weights.",
     ]
     for name, rows in found.items():
         tokens = {p: rows[p][0]["kv_tokens"] for p in PEERS}

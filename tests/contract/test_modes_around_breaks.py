@@ -76,6 +76,26 @@ def test_a_mode_is_left_when_a_part_raises() -> None:
         assert not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "under autograd"])
+@pytest.mark.parametrize("bad", [0, 1], ids=["at the warm-up", "at the capture"])
+def test_a_mode_is_left_when_a_whole_program_raises(bad: int, grad: bool) -> None:
+    def f(x: Tensor, i: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(not grad):
+            return torch.nn.functional.embedding(i, x @ x)
+
+    g = torch.compile(f, backend="graphmode")
+    x = torch.ones(3, 3, requires_grad=grad)
+    with torch.set_grad_enabled(grad):
+        for i in range(4):
+            if i == bad:
+                with pytest.raises(IndexError):
+                    g(x, torch.tensor(7))
+            else:
+                assert_same(g(x, torch.tensor(1)), f(x, torch.tensor(1)))
+            assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() == grad
+            assert torch.autocast_increment_nesting() == 1 and torch.autocast_decrement_nesting() == 0
+
+
 def test_a_number_read_before_its_tensor_is_written() -> None:
     def f(x: Tensor, t: Tensor) -> Tensor:
         n = t.item()

@@ -91,7 +91,8 @@ def test_a_program_does_what_dynamo_s_graph_does(name: str, programs: list[Progr
             assert_same(got, f(theirs))
             assert_same(mine, theirs)
     assert programs and all(p.not_lowered is None for p in programs)
-    assert not [n for n in graphmode.report().notes if "without passes" in n] and since.replays >= 3
+    assert since.replays >= 3
+    assert not graphmode.report().notes or name == "cond"  # what a condition chooses among runs as Python
 
 
 def test_what_is_not_lowered_is_captured_and_noted() -> None:

@@ -632,6 +632,25 @@ def test_a_run_that_the_program_puts_under_autocast_is_its_calls() -> None:
     assert script.fused() == 0
 
 
+def test_what_comes_before_and_after_autocast_is_one_kernel_each() -> None:
+    gm = traced(lambda x, y, z: (*norm(x * 1, y, z), *norm(x * 2, y, z), *norm(x * 3, y, z)), *operands(3))
+    whole = script_for(gm, "ttt", 1000)
+    for _ in range(2):
+        whole.run(operands(3))
+    calls = [n for n in gm.graph.nodes if n.op == "call_function"]
+    third = len(calls) // 3
+    with gm.graph.inserting_before(calls[third]):
+        entered = gm.graph.call_function(enter, ("cpu", torch.bfloat16, True, False))
+    with gm.graph.inserting_before(calls[2 * third]):
+        gm.graph.call_function(leave, (entered,))
+    gm.recompile()
+    script = script_for(gm, "ttt", 1000)
+    for _ in range(3):
+        want = gm(*operands(3))
+        assert equal(script.run(operands(3)), want)
+    assert 0 < script.fused() < whole.fused()
+
+
 def test_results_are_as_eagers_under_gradients_and_inference() -> None:
     script = script_for(traced(norm, *operands(3)), "ttt", 1000)
     for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Options | None = N
         replay_seconds=sorted(times[-_REPLAYS:])[_REPLAYS // 2],
         eager_seconds=eager,
         replayed_share=replays / (replays + outside) if replays + outside else 0.0,
-        notes={k: n for c in counts for k, n in c.notes.items()},
+        notes=dict(sum((Counter(c.notes) for c in counts), Counter())),
         report=report(),
     )
 

@@ -1,7 +1,7 @@
 // Registers hold what the program's values are at a call; an instruction names those that it takes, gives and drops.
-// What a value will be, a tensor or an integer, is known when the script is made, and integers that follow from the
-// arguments are computed first, so that none of both can fail when half of the calls have run. Constants are those of
-// that time.
+// What a value will be, a tensor, an integer or an object, is known when the script is made, and integers that follow
+// from the arguments are computed first, so that none of both can fail when half of the calls have run. Constants are
+// those of that time.
 #include "script.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -113,8 +113,8 @@ std::optional<int64_t> compute(char arithmetic, int64_t a, int64_t b) {
 
 class Script {
  public:
-  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for another object, which only calls that take
-  // any may take. `fuel`: how many runs of calls may become row kernels.
+  // The kinds of the inputs: 't' for a tensor, 'i' for an integer, '?' for another object, which goes to ops whose
+  // schema takes one, to switches of modes and to the results. `fuel`: how many runs of calls may become row kernels.
   Script(const std::string& inputs, int fuel) : fuel_(fuel) {
     for (const char kind : inputs) {
       types_.push_back(kind == 't'   ? c10::TypePtr(c10::TensorType::get())
@@ -226,7 +226,8 @@ class Script {
     return add(std::move(made));
   }
 
-  // A call of Python that neither takes nor gives tensors, as a switch of modes is. Objects are its own kind's results.
+  // A call of Python that neither takes nor gives tensors, as a switch of modes is: of constants, and of what another
+  // such call gave.
   size_t python(const py::object& function, const py::args& args) {
     Instruction made;
     made.kind = Instruction::Python;
@@ -242,8 +243,9 @@ class Script {
   // The values that nobody uses after the last instruction: they go as soon as it has run.
   void drop(const std::vector<size_t>& values) {
     if (!instructions_.empty()) {
-      auto& drops = instructions_.back().drops;
-      drops.insert(drops.end(), values.begin(), values.end());
+      // Objects that are arguments live as long as the call's tuple: each would wait for the interpreter for nothing.
+      std::copy_if(values.begin(), values.end(), std::back_inserter(instructions_.back().drops),
+                   [&](size_t v) { return v >= inputs_ || types_[v]->kind() != c10::TypeKind::PyObjectType; });
     }
   }
 
@@ -281,7 +283,7 @@ class Script {
           return py::none();
         }
         registers[i] = static_cast<int64_t>(integer);
-      } else {
+      } else if (given != Py_None) {
         registers[i] = torch::jit::toIValue(args[i], types_[i]);
       }
     }
@@ -379,7 +381,10 @@ class Script {
     }
     Argument made;
     const auto list = type->cast<c10::ListType>();
-    if (list && (py::isinstance<py::list>(given) || py::isinstance<py::tuple>(given)) && has_values(given)) {
+    if ((py::isinstance<py::list>(given) || py::isinstance<py::tuple>(given)) && has_values(given)) {
+      if (!list) {
+        throw Unscriptable("a list of values where " + type->repr_str() + " is taken");
+      }
       made.kind = Argument::List;
       made.element = list->getElementType();
       for (const auto& item : given) {

@@ -43,7 +43,7 @@ _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
 _PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
-_NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__ of its own, or a number is none of 64 bits"
+_NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__, or a number is divided by 0 or beyond 64 bits"
 _NO_MODES = Modes()
 
 WithGradients = Callable[[Sequence[Any]], Any]
@@ -138,11 +138,12 @@ class Region:
 
     def rehearse(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs a call that is not worth a graph."""
-        done = self._under_autograd(args)
-        if done is None:
-            self.counters.warmups += 1
-            done = self.live(args)
-        return done
+        with self.modes.undone_by_an_error():
+            done = self._under_autograd(args)
+            if done is None:
+                self.counters.warmups += 1
+                done = self.live(args)
+            return done
 
     def _under_autograd(self, args: Sequence[Any]) -> tuple[Any, ...] | None:
         """The results where gradients or tangents are wanted; else None."""
@@ -163,6 +164,10 @@ class Region:
         return [i for i in sorted(self._handed_on) if standing[id(args[i])] == 1]
 
     def _miss(self, *args: Any) -> tuple[Any, ...]:
+        with self.modes.undone_by_an_error():
+            return self._serve(args)
+
+    def _serve(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         done = self._under_autograd(args)
         if done is not None:
             return done
@@ -293,7 +298,8 @@ class Region:
             resume = self._resumes.get(number)
         if resume is None:
             raise GraphModeError(f"{reason}, and the graph was dropped meanwhile; what came before it has happened")
-        results = self._flat(resume.go_on(args, position, op, *found))
+        with self.modes.undone_by_an_error():
+            results = self._flat(resume.go_on(args, position, op, *found))
         node = resume.nodes[position]
         with self._lock:
             if self.parts is None:

@@ -81,7 +81,7 @@ def _call(script: _C.Script, node: fx.Node, args: Sequence[Any], kwargs: dict[st
         return script.data(args[0])
     if switches_mode(node) and not kwargs:
         return script.python(target, *args)  # type: ignore[arg-type]
-    raise _C.Unscriptable(f"a call of {getattr(target, '__name__', target)}")
+    raise _C.Unscriptable(f"a call of {getattr(target, '__name__', type(target).__name__)}")
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

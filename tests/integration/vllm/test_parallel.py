@@ -106,7 +106,6 @@ pytestmark = pytest.mark.slow
 import psutil  # noqa: E402
 import torch  # noqa: E402
 from server import Server, serving  # noqa: E402
-from vllm import _custom_ops  # noqa: E402, F401  # its kernels are those of this processor
 
 EAGER = json.dumps({"enforce_eager": True})
 
@@ -137,7 +136,7 @@ def run(engine: str = "{}", workers: str = "{}", model: str = "llama") -> dict[s
 
 
 over_shared_memory = pytest.mark.skipif(
-    not hasattr(torch.ops._C, "init_shm_manager"), reason="vLLM has its communicator over shared memory with AVX-512"
+    not torch.cpu._is_avx512_supported(), reason="vLLM has its communicator over shared memory with AVX-512"
 )
 
 

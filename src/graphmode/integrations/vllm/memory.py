@@ -41,8 +41,9 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
         else:
             cap, derived = reserve(max(fixed // SHARE, ON_TOP))
         available = int(super().determine_available_memory())
-        if fixed is not None:
-            return available  # the user's number is the cache's alone: graphs come on top, as all else does
+        if fixed is not None:  # the user's number is the cache's alone: graphs come on top, as all else does
+            log.info("graphs may take %s bytes beside a key-value cache of %s", f"{cap:,}", f"{available:,}")
+            return available
         available += _give_back()
         if derived:
             cap = min(cap, available // SHARE)  # the measuring run may have taken most of the room
@@ -70,7 +71,7 @@ def reserve(share: int) -> tuple[int, bool]:
     """Sets `max_bytes` for all that is compiled from now on, unless the user set it.
 
     Args:
-        share: bytes for graphs; at least one, since 0 would mean no bound.
+        share: bytes for graphs. Less than one is one: 0 would be no bound.
 
     Returns:
         Bytes that graphs may take beside what they hold already, and whether they were derived here.

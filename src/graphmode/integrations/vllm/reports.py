@@ -88,19 +88,19 @@ def log_report(now: Report) -> None:
 
 
 class Summaries:
-    """One line when captures have come to rest, one at the end, and one for each new reason to run outside graphs."""
+    """One line when captures have come to rest, one at the end, and one for each new reason or note."""
 
     def __init__(self) -> None:
-        self._last: tuple[int, int] = (0, 0)  # captures, reasons
+        self._last: tuple[int, int] = (0, 0)  # captures, reasons and notes
         self._changed = time.monotonic()
         self._told: set[str] | None = None
 
     def see(self, now: Report) -> None:
         """Called from time to time."""
-        state = (now.captures, len(now.fallbacks))
+        state = (now.captures, len(now.fallbacks) + len(now.notes))
         if state != self._last:
             self._last, self._changed = state, time.monotonic()
-        reasons = {f.reason for f in now.fallbacks}
+        reasons = {f.reason for f in now.fallbacks} | now.notes.keys()
         if state == (0, 0) or time.monotonic() - self._changed < _QUIET:
             return
         if self._told is None or reasons - self._told:
@@ -109,7 +109,7 @@ class Summaries:
 
     def end(self, now: Report) -> None:
         """Called when the process ends in an orderly way."""
-        if now.captures or now.fallbacks:
+        if now.captures or now.fallbacks or now.notes:
             self._tell(now)
 
     def _tell(self, now: Report) -> None:
@@ -129,10 +129,11 @@ class Summary:
         for f in r.fallbacks:
             counts[f.reason] = counts.get(f.reason, 0) + f.count
         outside = "; ".join(f"{n} times: {reason}" for reason, n in counts.items()) or "nothing"
+        notes = "".join(f". Note, {n} times: {note}" for note, n in r.notes.items())
         return (
             f"{r.graphs} graphs in {r.bytes.total:,} bytes (arena {r.bytes.arena:,}, constants {r.bytes.fixed:,}), "
             f"{r.captures} captures in {r.capture_seconds:.2f} s after {r.lower_seconds:.2f} s of lowering, "
-            f"{r.evictions} evictions, {r.replays:,} replays. Outside graphs: {outside}"
+            f"{r.evictions} evictions, {r.replays:,} replays. Outside graphs: {outside}{notes}"
         )
 
 
