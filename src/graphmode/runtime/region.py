@@ -373,7 +373,8 @@ class Region:
             self.counters.note(f"not verified: {_name(opaque.target)} would run twice")
             return
         try:
-            found = difference(graph, self.live, args, self._written)
+            with self.modes.undone_by_an_error():
+                found = difference(graph, self.live, args, self._written)
         except Exception as error:  # whatever an op raises on values it has changed already
             self.counters.note(f"not verified: {type(error).__name__}: {error}")
             return

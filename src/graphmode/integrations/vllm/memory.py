@@ -42,7 +42,7 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
             cap, derived = reserve(max(fixed // SHARE, ON_TOP))
         available = int(super().determine_available_memory())
         if fixed is not None:  # the user's number is the cache's alone: graphs come on top, as all else does
-            log.info("graphs may take %s bytes beside a key-value cache of %s", f"{cap:,}", f"{available:,}")
+            _tell(cap, available)
             return available
         available += _give_back()
         if derived:
@@ -52,7 +52,7 @@ class GraphsBesideCache(CPUWorker):  # type: ignore[misc]
                 f"max_bytes is {cap:,} and {available:,} bytes are left for graphs and the key-value cache together: "
                 "give a smaller max_bytes, or a larger --gpu-memory-utilization"
             )
-        log.info("graphs may take %s bytes beside a key-value cache of %s", f"{cap:,}", f"{available - cap:,}")
+        _tell(cap, available - cap)
         return available - cap
 
     def compile_or_warm_up_model(self) -> Any:
@@ -82,6 +82,11 @@ def reserve(share: int) -> tuple[int, bool]:
     held = device_named("cpu").pool_bytes() + ledger.fixed_bytes()  # by another engine of this process
     os.environ[_VARIABLE] = os.environ[_DERIVED] = str(held + share)
     return share, True
+
+
+def _tell(cap: int, cache: int) -> None:
+    most = f"{cap:,}" if cap else "any number of"  # 0 is the user's word for no cap
+    log.info("graphs may take %s bytes beside a key-value cache of %s", most, f"{cache:,}")
 
 
 def _resident() -> int:
