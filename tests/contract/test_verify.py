@@ -67,6 +67,25 @@ def test_an_opaque_op_is_not_run_twice() -> None:
     assert any("not verified" in note for note in graphmode.report().notes)
 
 
+def test_a_run_that_raises_on_the_copies_leaves_modes_as_they_were() -> None:
+    """Each run moves the index on; the table ends after the call that captures, so only the check on copies raises."""
+
+    def f(x: Tensor, i: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            i.add_(1)
+            return torch.nn.functional.embedding(i, x @ x)
+
+    g = torch.compile(f, backend="graphmode", options={"verify": True})
+    i, beside = torch.tensor([-1]), torch.tensor([-1])
+    with torch.no_grad(), counted() as since:
+        for _ in range(2):
+            assert_same(g(torch.ones(2, 2), i), f(torch.ones(2, 2), beside))
+            assert not torch.is_autocast_enabled("cpu") and torch.autocast_increment_nesting() == 1
+            assert torch.autocast_decrement_nesting() == 0
+    assert since.captures == 1
+    assert any("not verified: IndexError" in note for note in graphmode.report().notes)
+
+
 @pytest.mark.parametrize("values", [[float("nan"), 1.0], [-0.0, 0.0], [float("inf"), -1.0]])
 def test_verify_compares_bits(values: list[float]) -> None:
     g = torch.compile(lambda x: x * 1, backend="graphmode", options={"verify": True})

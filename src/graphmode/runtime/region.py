@@ -24,7 +24,7 @@ from graphmode.inspect.captures import log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
-from graphmode.program.effects import gives_memory_of_its_own, handed_on, is_opaque, written_inputs
+from graphmode.program.effects import gives_memory_of_its_own, handed_on, is_opaque, switches_mode, written_inputs
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.admission import Admission
@@ -368,7 +368,7 @@ class Region:
             )
 
     def _verify(self, graph: DeviceGraph, args: Sequence[Any]) -> None:
-        opaque = next((n for n in self.gm.graph.nodes if is_opaque(n)), None)
+        opaque = next((n for n in self.gm.graph.nodes if is_opaque(n) and not switches_mode(n)), None)
         if opaque is not None:
             self.counters.note(f"not verified: {_name(opaque.target)} would run twice")
             return

@@ -418,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--small", default="qwen3", help="the small random model: a name of models.MODELS")
     parser.add_argument("--out", type=Path, help="the Markdown page")
-    parser.add_argument("--rows", type=Path, help="rows as JSON: kept there, and those already there are not run again")
+    parser.add_argument("--rows", type=Path, help="rows as JSON: kept, shown, and not run again")
     options = parser.parse_args(argv)
     kept: dict[str, Any] = json.loads(options.rows.read_text()) if options.rows and options.rows.exists() else {}
 
@@ -427,12 +427,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.rows:
             options.rows.write_text(json.dumps(kept, indent=1))
 
-    wanted = list(cases(("SmolLM2-135M", f"small {options.small}"), [int(b) for b in options.batches.split(",")]))
+    large = options.model.name if options.model else "SmolLM2-135M"
+    wanted = list(cases((large, f"small {options.small}"), [int(b) for b in options.batches.split(",")]))
     if options.only:
         wanted = [c for c in wanted if any(fnmatch.fnmatch(" ".join(map(str, c)), p) for p in options.only)]
     models.MODELS[f"small {options.small}"] = models.MODELS[options.small]
-    if any(name == "SmolLM2-135M" for name, *_ in wanted):
-        models.MODELS["SmolLM2-135M"] = OnDisk("", "", folder=(options.model or smollm2()).resolve())
+    if any(name == large for name, *_ in wanted):
+        models.MODELS[large] = OnDisk("", "", folder=(options.model or smollm2()).resolve())
     for name, setting, batch in wanted:
         key = f"{name} {setting} {batch}"
         if key in kept:
@@ -446,7 +447,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if f"not on CPU: {name}" not in kept and not options.only:
             one = trial.run({"model": options.small, **asked, "engine": {**asked["engine"], **PEERS["enforce_eager"]}})
             keep(f"not on CPU: {name}", one.get("error", "it runs: give it a setting of its own"))
-    found = [restored(kept[key]) for key in (f"{n} {s} {b}" for n, s, b in wanted) if key in kept]
+    found = [restored(case) for case in kept.values() if isinstance(case, dict)]  # of earlier runs too
     refused = {name: kept[f"not on CPU: {name}"] for name in NOT_ON_CPU if f"not on CPU: {name}" in kept}
     if options.out:
         options.out.write_text(page(found, refused, matrix._machine()))
