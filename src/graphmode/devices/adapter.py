@@ -121,6 +121,10 @@ class Device(abc.ABC):
         """A new, empty graph."""
 
     @abc.abstractmethod
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """Whether a graph can have a tensor as input: of this device, and no subclass or layout that it doesn't know."""
+
+    @abc.abstractmethod
     def is_capturing(self) -> bool:
         """Whether this thread is inside a capture."""
 

@@ -43,6 +43,7 @@ _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
 _PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
+_OUT_OF_MEMORY = "the device has no memory left for a graph of this size"
 _NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__, or a number is divided by 0 or beyond 64 bits"
 _NO_MODES = Modes()
 
@@ -176,7 +177,7 @@ class Region:
         if self.parts is not None:
             return self._in_parts(args)
         given = self._given(args)
-        reason = not_capturable(args, given)
+        reason = not_capturable(self._device, args, given)
         if reason is not None:
             return self._live_because(reason, None, args)
         key = signature_of(args, given)
@@ -251,14 +252,17 @@ class Region:
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
-        graph.capture_begin(inputs, located.line, self._constants)
+        executes = self._device.capabilities.capture_executes
         try:
-            with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
-                results = self._flat(located.run(*given, enable_io_processing=False))
-        except BaseException:
-            graph.reset()
-            raise
-        try:
+            graph.capture_begin(inputs, located.line, self._constants)
+            try:
+                with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
+                    results = self._flat(located.run(*given, enable_io_processing=False))
+            except Exception as error:
+                if executes:  # it is the user's own
+                    raise
+                located.blame()  # nothing ran: if the call raises by itself, it does so again, live
+                raise _not_captured(error, located) from error
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
             held = graph.bytes()
             pinned = self._keep(key, graph, args, results, slots, located.resume)
@@ -267,11 +271,14 @@ class Region:
         except CaptureError as error:
             graph.reset()
             self._refuse(key, error, located)
-            if not self._device.capabilities.capture_executes:
-                return self.live(args)
+            if not executes:
+                return self._serve(args) if self.parts is not None else self.live(args)
             pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
+        except BaseException:
+            graph.reset()
+            raise
         if self._pinned is not None and slots is not None:
-            if pinned is not None and not self._device.capabilities.capture_executes:
+            if pinned is not None and not executes:
                 results = self._pinned.replay(pinned, args)
             else:
                 results = self._pinned.hand_out(slots, results, args)
@@ -435,6 +442,20 @@ class Region:
         total.graphs = len(self.graphs)
         total.replays += self.replayed.replays
         return total
+
+
+def _not_captured(error: Exception, located: Located) -> CaptureError:
+    if isinstance(error, torch.OutOfMemoryError):
+        located.culprit = None  # no one call's fault
+        return CaptureError(_OUT_OF_MEMORY, _OUT_OF_MEMORY, located.line())
+    op = _name(located.node.target) if located.node is not None else "the program"
+    reason = f"{op} can't be captured: {_first_line(error)}"
+    return CaptureError(reason, reason, located.line())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _name(target: Any) -> str:

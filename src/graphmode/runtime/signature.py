@@ -9,6 +9,7 @@ import torch
 from torch._library.opaque_object import is_opaque_type, is_opaque_value_type
 
 from graphmode import _C
+from graphmode.devices.adapter import Device
 
 
 def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashable:
@@ -45,13 +46,13 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
     return tuple(parts)
 
 
-def not_capturable(args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
-    """Why no graph can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
+def not_capturable(device: Device, args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
+    """Why no graph of a device can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
-            if not _C.is_plain(arg):
+            if not device.takes(arg):
                 layout = str(arg.layout).removeprefix("torch.")
-                return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
+                return f"input {i} is no plain strided {device.name.upper()} tensor ({type(arg).__name__}, {layout}, {arg.device})"
         elif type(arg) is not int and not is_opaque_type(type(arg)):
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return _hidden_overlap([None if i in handed_on else a for i, a in enumerate(args)])
