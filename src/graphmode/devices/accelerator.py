@@ -7,6 +7,7 @@ follow one another. So inputs are copied in before a replay and results are copi
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,10 @@ from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBy
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
+_NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the device
+    getattr(torch._C.DispatchKey, name)
+    for name in ("Python", "FuncTorchBatched", "FuncTorchGradWrapper", "Functionalize", "ZeroTensor")
+)
 _RAW = "a raw graph's tensors keep their addresses; this device's graphs share one memory, and are for torch.compile"
 
 
@@ -56,6 +61,9 @@ class AcceleratorGraph(DeviceGraph):
             self._leave()
             raise CaptureError(_in_words(error), _in_words(error), None) from error
         self._graph = graph
+        self._device.graphs += 1
+        self._ends = weakref.finalize(graph, self._device.dropped)  # nobody need call reset()
+        self._ends.atexit = False
 
     def _leave(self) -> None:
         self._device.open = None
@@ -101,9 +109,10 @@ class AcceleratorGraph(DeviceGraph):
                 pass
             finally:
                 self._leave()
-        if self._graph is not None:
-            self._graph.reset()
-        self._graph, self._results = None, None
+        graph, self._graph, self._results = self._graph, None, None
+        if graph is not None:
+            graph.reset()
+            self._ends()
 
     def debug_dump(self) -> str:
         if self._graph is None:
@@ -126,6 +135,7 @@ class AcceleratorDevice(Device):
             raise UnsupportedError(f"no {name} is there: torch.accelerator finds {found}")
         self.name = name
         self.pool: tuple[int, int] | None = None
+        self.graphs = 0  # that live
         self.open: AcceleratorGraph | None = None
         self._streams: dict[int, Any] = {}
         self._lock = threading.Lock()
@@ -134,14 +144,23 @@ class AcceleratorDevice(Device):
         return AcceleratorGraph(self)
 
     def takes(self, tensor: torch.Tensor) -> bool:
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-        return plain and tensor.device.type == self.name and tensor.layout == torch.strided
+        if tensor.device.type != self.name or tensor.layout != torch.strided:
+            return False
+        keys = torch._C._dispatch_keys(tensor)
+        return not any(keys.has(key) for key in _NOT_PLAIN)
 
     def is_capturing(self) -> bool:
         return self.open is not None
 
     def pool_bytes(self) -> int:
         return 0
+
+    def dropped(self) -> None:
+        """A graph is gone: with the last one the pool ends, and its memory goes back to the device."""
+        self.graphs -= 1
+        if self.graphs == 0:
+            self.pool = None
+            torch.accelerator.empty_cache()
 
     def reserved(self, index: int | None) -> int:
         """Bytes that torch's allocator holds of a device."""

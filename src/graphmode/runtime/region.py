@@ -420,6 +420,8 @@ class Region:
         with self._lock:
             for number in list(self.graphs):
                 _C.runner_drop(self.run, number)
+            for graph in self.graphs.values():
+                graph.reset()
             self.graphs.clear()
             self._resumes.clear()
             if self._pinned is not None:

@@ -18,10 +18,28 @@ _ALIGNED = 64  # bytes; any dtype's alignment is kept
 class _Span:
     """Part of one storage, and where it is copied to."""
 
-    start: int
+    start: int  # bytes, in the storage of the call it was made for
     end: int
+    first: int  # where the tensor of the first position begins
     positions: list[int] = field(default_factory=list)
     memory: torch.Tensor | None = None  # uint8
+
+    @property
+    def before(self) -> int:
+        """Bytes of the copy before the span, so that it is aligned as the original is."""
+        return self.start % _ALIGNED
+
+    def bytes_of(self, args: Sequence[Any]) -> torch.Tensor:
+        """The span in a later call's tensors, which may lie elsewhere in their storage."""
+        tensor = args[self.positions[0]]
+        moved = tensor.storage_offset() * tensor.element_size() - self.first
+        view = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        return view.set_(tensor.untyped_storage(), self.start + moved, (self.end - self.start,), (1,))
+
+    def copy(self) -> torch.Tensor:
+        """The span in the copy."""
+        assert self.memory is not None
+        return self.memory.narrow(0, self.before, self.end - self.start)
 
 
 class Slots:
@@ -41,10 +59,11 @@ class Slots:
         }
         for span in self._spans:
             source = args[span.positions[0]]
-            span.memory = torch.empty(span.end - span.start, dtype=torch.uint8, device=source.device)
+            size = span.before + span.end - span.start
+            span.memory = torch.empty(size, dtype=torch.uint8, device=source.device)
             for i in span.positions:
                 tensor = args[i]
-                offset = tensor.storage_offset() - span.start // tensor.element_size()
+                offset = tensor.storage_offset() - (span.start - span.before) // tensor.element_size()
                 view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
                 self.args[i] = view.set_(span.memory.untyped_storage(), offset, tensor.shape, tensor.stride())
         self.fill(args)
@@ -59,15 +78,13 @@ class Slots:
     def fill(self, args: Sequence[Any]) -> None:
         """Copies a call's values in."""
         for span in self._spans:
-            assert span.memory is not None
-            span.memory.copy_(_bytes(args[span.positions[0]], span))
+            span.copy().copy_(span.bytes_of(args))
 
     def give_back(self, args: Sequence[Any], written: Collection[int]) -> None:
         """Copies what a call wrote back to the caller's tensors."""
         for span in self._spans:
             if any(p in written for p in span.positions):
-                assert span.memory is not None
-                _bytes(args[span.positions[0]], span).copy_(span.memory)
+                span.bytes_of(args).copy_(span.copy())
 
     def hand_out(self, results: Sequence[Any], args: Sequence[Any], *, fresh: bool) -> tuple[Any, ...]:
         """Results the caller may keep: views of inputs become views of the caller's, and memory of the graph a copy."""
@@ -83,6 +100,8 @@ class Slots:
         storage = result.untyped_storage()
         position = owners.get(storage._cdata)
         if position is not None:
+            if result is self.args[position]:
+                return args[position]
             shift = result.storage_offset() - self.args[position].storage_offset()
             given = args[position]
             return given.as_strided(result.shape, result.stride(), given.storage_offset() + shift)
@@ -103,14 +122,9 @@ def _spans(args: Sequence[Any]) -> list[_Span]:
             start = int(a.storage_offset())
             last = start + sum((int(n) - 1) * int(s) for n, s in zip(a.shape, a.stride(), strict=True))
             end = last + 1 if a.numel() else start
-            begin = start * a.element_size() // _ALIGNED * _ALIGNED
-            span = spans.setdefault(a.untyped_storage()._cdata, _Span(begin, begin))
+            begin = start * a.element_size()
+            span = spans.setdefault(a.untyped_storage()._cdata, _Span(begin, begin, begin))
             span.start = min(span.start, begin)
             span.end = max(span.end, end * a.element_size())
             span.positions.append(i)
     return list(spans.values())
-
-
-def _bytes(tensor: torch.Tensor, span: _Span) -> torch.Tensor:
-    view = torch.empty(0, dtype=torch.uint8, device=tensor.device)
-    return view.set_(tensor.untyped_storage(), span.start, (span.end - span.start,), (1,))

@@ -236,6 +236,7 @@ void put(const c10::IValue& found, const Value& wanted) {
   if (!wanted.place.empty()) {
     const at::Tensor to = wanted.place[0].on_host(), from = found.toTensor();
     if (from.data_ptr() == to.data_ptr()) return;
+    if (from.numel() == 0 && to.numel() > 0) return;  // batch norm saves nothing where nobody trains: not to be read
     TORCH_CHECK(from.sizes().equals(to.sizes()) && from.scalar_type() == to.scalar_type(), "a CPU kernel gave ",
                 from.toString(), from.sizes(), " where the meta kernel had said ", to.toString(), to.sizes());
     to.copy_(from);
@@ -268,6 +269,48 @@ void at_once(Call& call, Stack* stack) {
   }
 }
 
+// Ops whose CPU kernel draws from the host's default generator: made of ops that take the device's.
+bool on_the_device(Call& call, Stack* stack) {
+  const auto& a = call.arguments;
+  const auto number = [](const c10::IValue& value) { return value.isNone() ? 0.0 : value.toScalar().toDouble(); };
+  if (call.name == "aten::native_dropout") {
+    const at::Tensor input = a[0].toTensor();
+    const double p = a[1].toDouble();
+    if (p == 0 || input.numel() == 0 || !a[2].toOptional<bool>().value_or(true)) {
+      stack->emplace_back(input.clone());
+      stack->emplace_back(at::ones(input.sizes(), input.options().dtype(at::kBool)));
+      return true;
+    }
+    const at::Tensor mask = at::empty_like(input, input.options().dtype(at::kBool)).bernoulli_(1 - p);
+    stack->emplace_back(input.mul(mask).mul_(p == 1 ? 0.0 : 1 / (1 - p)));
+    stack->emplace_back(mask);
+    return true;
+  }
+  if (call.name == "aten::randperm" && call.schema.overload_name().empty()) {
+    const auto options = at::TensorOptions().dtype(a[1].toOptional<at::ScalarType>()).device(a[3].toOptional<at::Device>());
+    stack->emplace_back(at::randperm(a[0].toInt(), std::optional<at::Generator>(), options));
+    return true;
+  }
+  if (call.name == "aten::randperm" && call.schema.overload_name() == "out") {
+    at::Tensor out = a[1].toTensor();
+    stack->emplace_back(at::randperm_out(out, a[0].toInt(), std::optional<at::Generator>()));
+    return true;
+  }
+  if (call.name == "aten::scaled_dot_product_attention" && a[4].toDouble() > 0) {
+    stack->emplace_back(std::get<0>(at::_scaled_dot_product_attention_math(
+        a[0].toTensor(), a[1].toTensor(), a[2].toTensor(), a[3].toOptional<at::Tensor>(), a[4].toDouble(),
+        a[5].toBool(), std::nullopt, a[6].toOptional<double>(), a[7].toBool())));
+    return true;
+  }
+  if (call.name == "aten::gru" || call.name == "aten::lstm") {
+    for (size_t i = 0; i < a.size(); ++i) {
+      TORCH_CHECK(call.schema.arguments()[i].name() != "dropout" || number(a[i]) == 0, call.name,
+                  " with dropout is not emulated: its CPU kernel draws from the host's generator");
+    }
+  }
+  return false;
+}
+
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   const auto& schema = op.schema();
   const size_t count = schema.arguments().size();
@@ -284,6 +327,7 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) 
   TORCH_CHECK(call.device >= 0, call.name, ": no tensor and no device argument is on an NPU");
   c10::DeviceGuard guard(at::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(call.device)));
   bring(call);
+  if (on_the_device(call, stack)) return;
   const auto draw = generator_of(schema, call.arguments, call.device);
   auto meta = shapes(call);
   if (!meta) {
