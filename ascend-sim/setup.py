@@ -12,7 +12,7 @@ from setuptools import setup
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # torch_npu can't be imported before this is built
 
-from torch.utils.cpp_extension import BuildExtension, CppExtension  # noqa: E402
+from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "src/ascend_sim"
@@ -31,9 +31,12 @@ FLAGS = ["-std=c++17", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra", "-fvisibility=
 class Build(BuildExtension):
     """The runtime's libraries first: the kernels are linked to them."""
 
+    def run(self) -> None:
+        self.beside_the_sources = self.inplace or self.editable_mode  # setuptools clears it for the build itself
+        super().run()
+
     def build_extensions(self) -> None:
-        in_place = self.inplace or self.editable_mode
-        folder = SOURCE / "lib" if in_place else Path(self.build_lib) / "ascend_sim/lib"
+        folder = SOURCE / "lib" if self.beside_the_sources else Path(self.build_lib) / "ascend_sim/lib"
         folder.mkdir(parents=True, exist_ok=True)
         native = SOURCE / "native"
         own = {name for names in OWN.values() for name in names}
@@ -69,7 +72,14 @@ setup(
             include_dirs=[str(h) for h in HEADERS],
             library_dirs=[str(TORCH_NPU / "lib")],
             libraries=["torch_npu", "ascendcl", "opapi"],
-            extra_compile_args=["-std=c++20", "-O1", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-deprecated-declarations"],
+            extra_compile_args=[
+                "-std=c++20",
+                "-O1",
+                "-g0",
+                "-fvisibility=hidden",
+                "-Wall",
+                "-Wno-deprecated-declarations",
+            ],
             extra_link_args=["-Wl,-rpath,$ORIGIN/lib", "-s"],
         )
     ],

@@ -89,7 +89,10 @@ class Sub(torch.Tensor):
 
 
 def test_what_no_graph_can_take_is_named() -> None:
-    assert not_capturable(device_named("cpu"), [torch.zeros(3), 4, torch.zeros(3).as_subclass(Sub), torch.zeros(3).t()]) is None
+    assert (
+        not_capturable(device_named("cpu"), [torch.zeros(3), 4, torch.zeros(3).as_subclass(Sub), torch.zeros(3).t()])
+        is None
+    )
     for bad, says in [
         (torch.eye(3).to_sparse(), "sparse"),
         (torch.zeros(3, device="meta"), "meta"),

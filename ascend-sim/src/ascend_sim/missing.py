@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ascend_sim import runtime
 
-OURS = re.compile(r"^(acl(rt|mdl|op|sys|Init|Finalize|Get|Set|App|Create|Destroy|Gen)\w*|rt[A-Z]\w+|Msprof\w+|Hccl[A-Z]\w+)$")
+OURS = re.compile(
+    r"^(acl(rt|mdl|op|sys|Init|Finalize|Get|Set|App|Create|Destroy|Gen)\w*|rt[A-Z]\w+|Msprof\w+|Hccl[A-Z]\w+)$"
+)
 LIBRARIES = ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so")
 
 
@@ -31,7 +33,11 @@ def look() -> Found:
     folder = Path(next(iter(spec.submodule_search_locations))) / "lib"
     defined = {n for p in runtime.FOLDER.glob("*.so") for n in _symbols(p, "--defined-only")}
     absent_file = Path(__file__).parent / "native/absent.cpp"
-    refused = set(re.findall(r"^ABSENT(?:_POINTER)?\((\w+)\)", absent_file.read_text(), re.M)) if absent_file.exists() else set()
+    refused = (
+        set(re.findall(r"^ABSENT(?:_POINTER)?\((\w+)\)", absent_file.read_text(), re.M))
+        if absent_file.exists()
+        else set()
+    )
     found = Found()
     for name in LIBRARIES:
         missing = [n for n in _symbols(folder / name, "--undefined-only") if OURS.match(n) and n not in defined]

@@ -99,7 +99,7 @@ class DeviceGraph(abc.ABC):
 
     @abc.abstractmethod
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the graph on these inputs, and returns the outputs."""
+        """Runs the graph on these inputs, none where the device can't re-bind them, and returns the outputs."""
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -122,7 +122,7 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def takes(self, tensor: torch.Tensor) -> bool:
-        """Whether a graph can have a tensor as input: of this device, and no subclass or layout that it doesn't know."""
+        """Whether a graph can have a tensor as input: this device's, plain and strided."""
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:

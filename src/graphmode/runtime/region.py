@@ -217,9 +217,12 @@ class Region:
 
     def _find_pinned(self, pinned: PinnedGraphs, key: Hashable, args: Sequence[Any]) -> Pinned | None:
         found = pinned.find(key, args)
-        if found is None and (stale := pinned.drop_moved(key, args)) is not None:
-            self._drop(stale)
-            self._admission.stale(hash(key))  # it is captured by this call
+        if found is None:
+            if (stale := pinned.drop_moved(key, args)) is not None:
+                self._drop(stale)
+                self._admission.stale(hash(key))  # it is captured by this call
+            elif pinned.serves(key):
+                self._admission.stale(hash(key))  # the program is warm, for other weights
         return found
 
     # --- breaks -------------------------------------------------------------------------------------------------
@@ -332,7 +335,8 @@ class Region:
         pinned = None
         with self._lock:
             if self._pinned is not None and slots is not None:
-                pinned = self._pinned.table[key] = Pinned(graph, slots, _outputs(results))
+                pinned = Pinned(graph, slots, _outputs(results))
+                self._pinned.keep(key, pinned, args)
                 number = next(_numbers)
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
@@ -403,7 +407,7 @@ class Region:
         while self._pinned is not None and len(self._pinned.table) > keep:
             key = next(iter(self._pinned.table))
             gone = self._pinned.table.pop(key)
-            self._admission.dropped(hash(key), gone.replays)
+            self._admission.dropped(hash(key[0]), gone.replays)
             self._drop(gone.graph)
         if self.counters.evictions - self._trimmed >= _TRIM_EVERY:
             # What captures and graphs of ever other sizes leave in the heap is too small and scattered to be used.

@@ -52,7 +52,8 @@ def not_capturable(device: Device, args: Sequence[Any], handed_on: Collection[in
         if isinstance(arg, torch.Tensor):
             if not device.takes(arg):
                 layout = str(arg.layout).removeprefix("torch.")
-                return f"input {i} is no plain strided {device.name.upper()} tensor ({type(arg).__name__}, {layout}, {arg.device})"
+                found = f"{type(arg).__name__}, {layout}, {arg.device}"
+                return f"input {i} is no plain strided {device.name.upper()} tensor ({found})"
         elif type(arg) is not int and not is_opaque_type(type(arg)):
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return _hidden_overlap([None if i in handed_on else a for i, a in enumerate(args)])

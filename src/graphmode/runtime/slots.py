@@ -66,7 +66,16 @@ class Slots:
                 offset = tensor.storage_offset() - (span.start - span.before) // tensor.element_size()
                 view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
                 self.args[i] = view.set_(span.memory.untyped_storage(), offset, tensor.shape, tensor.stride())
+        self._owners = {
+            a.untyped_storage()._cdata: (i, a.storage_offset(), id(a))
+            for i, a in enumerate(self.args)
+            if isinstance(a, torch.Tensor)
+        }
         self.fill(args)
+
+    def let_go(self) -> None:
+        """Holds the copies alone: an input that stands for itself may end, and then no later call has its address."""
+        self.args = [a if i not in self._homes else None for i, a in enumerate(self.args)]
 
     def _is_copied(self, position: int) -> bool:
         return any(position in s.positions for s in self._spans)
@@ -88,23 +97,22 @@ class Slots:
 
     def hand_out(self, results: Sequence[Any], args: Sequence[Any], *, fresh: bool) -> tuple[Any, ...]:
         """Results the caller may keep: views of inputs become views of the caller's, and memory of the graph a copy."""
-        owners = {a.untyped_storage()._cdata: i for i, a in enumerate(self.args) if isinstance(a, torch.Tensor)}
         copies: dict[int, torch.Tensor] = {}
-        return tuple(self._one(r, args, owners, copies, fresh) for r in results)
+        return tuple(self._one(r, args, copies, fresh) for r in results)
 
-    def _one(
-        self, result: Any, args: Sequence[Any], owners: dict[int, int], copies: dict[int, torch.Tensor], fresh: bool
-    ) -> Any:
+    def _one(self, result: Any, args: Sequence[Any], copies: dict[int, torch.Tensor], fresh: bool) -> Any:
         if not isinstance(result, torch.Tensor):
             return result
         storage = result.untyped_storage()
-        position = owners.get(storage._cdata)
-        if position is not None:
-            if result is self.args[position]:
-                return args[position]
-            shift = result.storage_offset() - self.args[position].storage_offset()
+        owner = self._owners.get(storage._cdata)
+        if owner is not None:
+            position, offset, same = owner
             given = args[position]
-            return given.as_strided(result.shape, result.stride(), given.storage_offset() + shift)
+            if id(result) == same:
+                return given
+            return given.as_strided(
+                result.shape, result.stride(), given.storage_offset() + result.storage_offset() - offset
+            )
         if fresh:
             return result
         if storage._cdata not in copies:  # results that are views of one another stay so

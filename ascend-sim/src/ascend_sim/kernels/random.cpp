@@ -53,10 +53,10 @@ std::shared_ptr<Draw> generator_of(const c10::FunctionSchema& schema, const std:
                                    int device) {
   for (size_t i = 0; i < arguments.size(); ++i) {
     const auto& type = schema.arguments()[i].real_type();
-    const auto plain = type->kind() == c10::TypeKind::OptionalType
-                           ? type->expectRef<c10::OptionalType>().getElementType()
-                           : type;
-    if (plain->kind() != c10::TypeKind::GeneratorType) continue;
+    const auto plain =
+        type->kind() == c10::TypeKind::OptionalType ? type->expectRef<c10::OptionalType>().getElementType() : type;
+    if (plain->kind() != c10::TypeKind::GeneratorType)
+      continue;
     at::Generator generator = arguments[i].isNone()
                                   ? at_npu::detail::getDefaultNPUGenerator(static_cast<c10::DeviceIndex>(device))
                                   : arguments[i].toGenerator();

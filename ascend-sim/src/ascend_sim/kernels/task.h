@@ -29,7 +29,7 @@ Place place_of(const at::Tensor& tensor);
 // One value of a call's stack, with tensors of a device as places.
 struct Value {
   c10::IValue plain;
-  std::vector<Value> list;  // of a list of tensors
+  std::vector<Value> list;   // of a list of tensors
   std::vector<Place> place;  // one, for a tensor of a device
   bool is_list = false;
 };

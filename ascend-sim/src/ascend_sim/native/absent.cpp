@@ -10,14 +10,14 @@ namespace sim {
 int fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 }
 
-#define ABSENT(name)                                                                                        \
-  EXPORT int name() {                                                                                       \
-    return sim::fail(500001, #name " is not emulated: see absent.cpp of ascend-sim for how to add it");     \
+#define ABSENT(name)                                                                                    \
+  EXPORT int name() {                                                                                   \
+    return sim::fail(500001, #name " is not emulated: see absent.cpp of ascend-sim for how to add it"); \
   }
-#define ABSENT_POINTER(name)                                                                                \
-  EXPORT void* name() {                                                                                     \
-    sim::fail(500001, #name " is not emulated: see absent.cpp of ascend-sim for how to add it");            \
-    return nullptr;                                                                                         \
+#define ABSENT_POINTER(name)                                                                     \
+  EXPORT void* name() {                                                                          \
+    sim::fail(500001, #name " is not emulated: see absent.cpp of ascend-sim for how to add it"); \
+    return nullptr;                                                                              \
   }
 
 // Binaries of kernels, and what launches them
@@ -54,17 +54,34 @@ ABSENT(aclopStartDumpArgs)
 ABSENT(aclopStopDumpArgs)
 
 // Options of the op compiler: accepted, and without effect
-EXPORT int aclSetCompileopt(int, const char*) { return 0; }
-EXPORT size_t aclGetCompileoptSize(int) { return 1; }
+EXPORT int aclSetCompileopt(int, const char*) {
+  return 0;
+}
+EXPORT size_t aclGetCompileoptSize(int) {
+  return 1;
+}
 EXPORT int aclGetCompileopt(int, char* value, size_t length) {
-  if (length > 0) *value = 0;
+  if (length > 0)
+    *value = 0;
   return 0;
 }
 
 // The profiler: nothing is measured
-EXPORT uint64_t MsprofGetHashId(const char*, size_t) { return 0; }
-EXPORT int MsprofRegisterCallback(uint32_t, void*) { return 0; }
-EXPORT int MsprofReportAdditionalInfo(uint32_t, const void*, uint32_t) { return 0; }
-EXPORT int MsprofReportApi(uint32_t, const void*) { return 0; }
-EXPORT int MsprofReportCompactInfo(uint32_t, const void*, uint32_t) { return 0; }
-EXPORT uint64_t MsprofSysCycleTime() { return 0; }
+EXPORT uint64_t MsprofGetHashId(const char*, size_t) {
+  return 0;
+}
+EXPORT int MsprofRegisterCallback(uint32_t, void*) {
+  return 0;
+}
+EXPORT int MsprofReportAdditionalInfo(uint32_t, const void*, uint32_t) {
+  return 0;
+}
+EXPORT int MsprofReportApi(uint32_t, const void*) {
+  return 0;
+}
+EXPORT int MsprofReportCompactInfo(uint32_t, const void*, uint32_t) {
+  return 0;
+}
+EXPORT uint64_t MsprofSysCycleTime() {
+  return 0;
+}

@@ -21,7 +21,9 @@ struct aclopAttr {
 
 using namespace sim;
 
-EXPORT aclDataBuffer* aclCreateDataBuffer(void* data, size_t size) { return new aclDataBuffer{data, size}; }
+EXPORT aclDataBuffer* aclCreateDataBuffer(void* data, size_t size) {
+  return new aclDataBuffer{data, size};
+}
 EXPORT aclError aclDestroyDataBuffer(const aclDataBuffer* buffer) {
   delete buffer;
   return ACL_SUCCESS;
@@ -29,33 +31,68 @@ EXPORT aclError aclDestroyDataBuffer(const aclDataBuffer* buffer) {
 EXPORT aclTensorDesc* aclCreateTensorDesc(aclDataType dtype, int count, const int64_t* sizes, aclFormat format) {
   return new aclTensorDesc{dtype, format, {sizes, sizes + count}};
 }
-EXPORT void aclDestroyTensorDesc(const aclTensorDesc* desc) { delete desc; }
-EXPORT aclDataType aclGetTensorDescType(const aclTensorDesc* desc) { return desc->dtype; }
-EXPORT aclFormat aclGetTensorDescFormat(const aclTensorDesc* desc) { return desc->format; }
-EXPORT size_t aclGetTensorDescNumDims(const aclTensorDesc* desc) { return desc->sizes.size(); }
+EXPORT void aclDestroyTensorDesc(const aclTensorDesc* desc) {
+  delete desc;
+}
+EXPORT aclDataType aclGetTensorDescType(const aclTensorDesc* desc) {
+  return desc->dtype;
+}
+EXPORT aclFormat aclGetTensorDescFormat(const aclTensorDesc* desc) {
+  return desc->format;
+}
+EXPORT size_t aclGetTensorDescNumDims(const aclTensorDesc* desc) {
+  return desc->sizes.size();
+}
 EXPORT aclError aclGetTensorDescDimV2(const aclTensorDesc* desc, size_t index, int64_t* size) {
-  if (index >= desc->sizes.size()) return fail(ACL_ERROR_INVALID_PARAM, "aclGetTensorDescDimV2: no dimension %zu", index);
+  if (index >= desc->sizes.size())
+    return fail(ACL_ERROR_INVALID_PARAM, "aclGetTensorDescDimV2: no dimension %zu", index);
   *size = desc->sizes[index];
   return ACL_SUCCESS;
 }
 EXPORT void aclSetTensorDescName(aclTensorDesc*, const char*) {}
-EXPORT aclError aclSetTensorFormat(aclTensorDesc*, aclFormat) { return ACL_SUCCESS; }
-EXPORT aclError aclSetTensorShape(aclTensorDesc*, int, const int64_t*) { return ACL_SUCCESS; }
-EXPORT aclError aclSetTensorPlaceMent(aclTensorDesc*, aclMemType) { return ACL_SUCCESS; }
+EXPORT aclError aclSetTensorFormat(aclTensorDesc*, aclFormat) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclSetTensorShape(aclTensorDesc*, int, const int64_t*) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclSetTensorPlaceMent(aclTensorDesc*, aclMemType) {
+  return ACL_SUCCESS;
+}
 
-EXPORT aclopAttr* aclopCreateAttr() { return new aclopAttr{}; }
-EXPORT void aclopDestroyAttr(const aclopAttr* attr) { delete attr; }
-EXPORT aclError aclopSetAttrBool(aclopAttr*, const char*, uint8_t) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrDataType(aclopAttr*, const char*, aclDataType) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrFloat(aclopAttr*, const char*, float) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrInt(aclopAttr*, const char*, int64_t) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrListBool(aclopAttr*, const char*, int, const uint8_t*) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrListFloat(aclopAttr*, const char*, int, const float*) { return ACL_SUCCESS; }
-EXPORT aclError aclopSetAttrListInt(aclopAttr*, const char*, int, const int64_t*) { return ACL_SUCCESS; }
+EXPORT aclopAttr* aclopCreateAttr() {
+  return new aclopAttr{};
+}
+EXPORT void aclopDestroyAttr(const aclopAttr* attr) {
+  delete attr;
+}
+EXPORT aclError aclopSetAttrBool(aclopAttr*, const char*, uint8_t) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrDataType(aclopAttr*, const char*, aclDataType) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrFloat(aclopAttr*, const char*, float) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrInt(aclopAttr*, const char*, int64_t) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrListBool(aclopAttr*, const char*, int, const uint8_t*) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrListFloat(aclopAttr*, const char*, int, const float*) {
+  return ACL_SUCCESS;
+}
+EXPORT aclError aclopSetAttrListInt(aclopAttr*, const char*, int, const int64_t*) {
+  return ACL_SUCCESS;
+}
 EXPORT aclError aclopSetAttrListListInt(aclopAttr*, const char*, int, const int*, const int64_t* const[]) {
   return ACL_SUCCESS;
 }
-EXPORT aclError aclopSetAttrString(aclopAttr*, const char*, const char*) { return ACL_SUCCESS; }
+EXPORT aclError aclopSetAttrString(aclopAttr*, const char*, const char*) {
+  return ACL_SUCCESS;
+}
 
 EXPORT aclError aclopCompileAndExecute(const char* type, int inputs, const aclTensorDesc* const[],
                                        const aclDataBuffer* const input[], int outputs, const aclTensorDesc* const[],

@@ -27,7 +27,8 @@ std::vector<std::shared_ptr<Model>> active() {
   std::vector<std::shared_ptr<Model>> found;
   for (auto& weak : models().capturing) {
     auto model = weak.lock();
-    if (model && model->status == ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE) found.push_back(model);
+    if (model && model->status == ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE)
+      found.push_back(model);
   }
   return found;
 }
@@ -35,7 +36,8 @@ std::vector<std::shared_ptr<Model>> active() {
 int join(Model& model, const std::shared_ptr<Stream>& stream) {
   model.lanes.push_back(stream);
   model.last.push_back(-1);
-  for (auto& seen : model.seen) seen.push_back(-1);
+  for (auto& seen : model.seen)
+    seen.push_back(-1);
   model.seen.emplace_back(model.lanes.size(), -1);
   stream->lane = static_cast<int>(model.lanes.size()) - 1;
   return stream->lane;
@@ -43,7 +45,8 @@ int join(Model& model, const std::shared_ptr<Stream>& stream) {
 
 std::shared_ptr<Stream> shared(Stream& stream) {
   for (auto& one : streams_of(stream.device)) {
-    if (one.get() == &stream) return one;
+    if (one.get() == &stream)
+      return one;
   }
   return nullptr;
 }
@@ -67,10 +70,28 @@ aclError refuse(Model& model, int code, const std::string& why) {
   return fail(code, "%s", why.c_str());
 }
 
+std::string escaped(const std::string& text);
+
+// Records and waits are known by the name of what they wait for.
+std::string traced_name(const Model& model, size_t node) {
+  const Node& n = model.nodes[node];
+  switch (n.task->kind) {
+    case Kind::record:
+      return "EVENT_RECORD_" + std::to_string(node);
+    case Kind::wait:
+      return "EVENT_WAIT_" + std::to_string(n.after.empty() ? static_cast<int>(node) : n.after[0]);
+    case Kind::reset:
+      return "EVENT_RESET_" + std::to_string(node);
+    default:
+      return escaped(n.task->name);
+  }
+}
+
 std::string escaped(const std::string& text) {
   std::string out;
   for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
+    if (c == '"' || c == '\\')
+      out += '\\';
     out += c;
   }
   return out;
@@ -83,13 +104,15 @@ std::recursive_mutex& capture_mutex() {
 }
 
 void invalidate(Model& model, const std::string& why) {
-  if (model.status != ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE) return;
+  if (model.status != ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE)
+    return;
   model.status = ACL_MODEL_RI_CAPTURE_STATUS_INVALIDATED;
   model.invalid = why;
 }
 
 Model::~Model() {
-  if (slots > 0) give_slots(device, slots);
+  if (slots > 0)
+    give_slots(device, slots);
 }
 
 int Model::add(int lane, TaskPtr task, std::vector<int> after) {
@@ -116,16 +139,18 @@ Outcome Model::run(int on, double start, double* end) {
       task = nodes[i].task;
     }
     double from = lane_end[static_cast<size_t>(nodes[i].lane)];
-    for (const int before : nodes[i].after) from = std::max(from, node_end[static_cast<size_t>(before)]);
+    for (const int before : nodes[i].after)
+      from = std::max(from, node_end[static_cast<size_t>(before)]);
     Outcome outcome = task->kind == Kind::execute ? task->model->run(on, from, &from)
                       : task->run                 ? task->run()
                                                   : Outcome{};
     if (outcome.code != 0) {
-      outcome.text = "graph " + std::to_string(id) + ", task " + std::to_string(i) + " (" + task->name +
-                     "): " + outcome.text;
+      outcome.text =
+          "graph " + std::to_string(id) + ", task " + std::to_string(i) + " (" + task->name + "): " + outcome.text;
       return outcome;
     }
-    if (task->kind != Kind::record && task->kind != Kind::wait) from += config().graph_task_us;
+    if (task->kind != Kind::record && task->kind != Kind::wait)
+      from += config().graph_task_us;
     const double until = from + cost(*task);
     clock::span(on, nodes[i].lane, task->name, from, until);
     lane_end[static_cast<size_t>(nodes[i].lane)] = node_end[i] = until;
@@ -137,7 +162,8 @@ Outcome Model::run(int on, double start, double* end) {
 std::shared_ptr<Model> model_of(aclmdlRI handle) {
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   auto it = models().live.find(handle);
-  if (it != models().live.end()) return it->second;
+  if (it != models().live.end())
+    return it->second;
   fail(ACL_ERROR_RT_PARAM_INVALID, "%p is no graph, or was destroyed", handle);
   return nullptr;
 }
@@ -148,7 +174,8 @@ aclError refuse_while_capturing(const char* function, Stream* stream) {
     return refuse(*stream->capture, ACL_ERROR_RT_STREAM_CAPTURED,
                   std::string(function) + " of a stream that is captured");
   }
-  if (stream != nullptr || exchanged == ACL_MODEL_RI_CAPTURE_MODE_RELAXED) return 0;
+  if (stream != nullptr || exchanged == ACL_MODEL_RI_CAPTURE_MODE_RELAXED)
+    return 0;
   for (auto& model : active()) {  // what waits for, or works on, more than one stream
     const bool mine = model->thread == std::this_thread::get_id();
     const bool whole_device = std::string(function).find("Synchronize") != std::string::npos;
@@ -176,7 +203,8 @@ aclError wait_in_capture(Stream& stream, const std::shared_ptr<Event>& event) {
   auto model = event->model.lock();
   if (!model || model->status == ACL_MODEL_RI_CAPTURE_STATUS_NONE) {
     std::lock_guard<std::mutex> lock(event->m);
-    if (event->issued == 0) return ACL_SUCCESS;  // never recorded: nothing to wait for
+    if (event->issued == 0)
+      return ACL_SUCCESS;  // never recorded: nothing to wait for
     return refuse(*stream.capture, ACL_ERROR_RT_CAPTURE_DEPENDENCY,
                   "a captured stream waits for an event that was recorded outside the capture");
   }
@@ -215,7 +243,8 @@ void model_usage(int device, ascsim_usage* out) {
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   out->graphs = out->graph_slots = out->graph_tasks = 0;
   for (auto& [handle, model] : models().live) {
-    if (model->device != device) continue;
+    if (model->device != device)
+      continue;
     ++out->graphs;
     out->graph_slots += static_cast<uint64_t>(model->slots);
     out->graph_tasks += model->nodes.size();
@@ -231,13 +260,15 @@ using namespace sim;
 EXPORT aclError aclmdlRICaptureBegin(aclrtStream handle, aclmdlRICaptureMode mode) {
   API(aclmdlRICaptureBegin);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   if (handle == nullptr) {
     return fail(ACL_ERROR_RT_STREAM_NOT_SUPPORT_OPERA, "aclmdlRICaptureBegin: the default stream can't be captured");
   }
   if (stream->capture) {
-    return refuse(*stream->capture, ACL_ERROR_RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: the stream is captured already");
+    return refuse(*stream->capture, ACL_ERROR_RT_STREAM_CAPTURED,
+                  "aclmdlRICaptureBegin: the stream is captured already");
   }
   auto model = std::make_shared<Model>();
   model->device = stream->device;
@@ -261,25 +292,32 @@ EXPORT aclError aclmdlRICaptureBegin(aclrtStream handle, aclmdlRICaptureMode mod
 EXPORT aclError aclmdlRICaptureGetInfo(aclrtStream handle, aclmdlRICaptureStatus* status, aclmdlRI* out) {
   API(aclmdlRICaptureGetInfo);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
-  if (status != nullptr) *status = stream->capture ? stream->capture->status : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
-  if (out != nullptr) *out = stream->capture.get();
+  if (status != nullptr)
+    *status = stream->capture ? stream->capture->status : ACL_MODEL_RI_CAPTURE_STATUS_NONE;
+  if (out != nullptr)
+    *out = stream->capture.get();
   return ACL_SUCCESS;
 }
 
 EXPORT aclError aclmdlRICaptureEnd(aclrtStream handle, aclmdlRI* out) {
   API(aclmdlRICaptureEnd);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   auto model = stream->capture;
-  if (!model) return fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not captured");
+  if (!model)
+    return fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "aclmdlRICaptureEnd: the stream is not captured");
   if (model->origin.lock() != stream) {
-    return refuse(*model, ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED, "aclmdlRICaptureEnd: the capture began on another stream");
+    return refuse(*model, ACL_ERROR_RT_STREAM_CAPTURE_UNMATCHED,
+                  "aclmdlRICaptureEnd: the capture began on another stream");
   }
   if (model->mode != ACL_MODEL_RI_CAPTURE_MODE_RELAXED && model->thread != std::this_thread::get_id()) {
-    return refuse(*model, ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD, "aclmdlRICaptureEnd: the capture began in another thread");
+    return refuse(*model, ACL_ERROR_RT_STREAM_CAPTURE_WRONG_THREAD,
+                  "aclmdlRICaptureEnd: the capture began in another thread");
   }
   int code = 0;
   if (model->status != ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE) {
@@ -317,18 +355,20 @@ EXPORT aclError aclmdlRICaptureThreadExchangeMode(aclmdlRICaptureMode* mode) {
 EXPORT aclError aclmdlRIExecuteAsync(aclmdlRI handle, aclrtStream stream) {
   API(aclmdlRIExecuteAsync);
   auto model = model_of(handle);
-  if (!model) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!model)
+    return ACL_ERROR_RT_PARAM_INVALID;
   if (model->status != ACL_MODEL_RI_CAPTURE_STATUS_NONE) {
     return fail(ACL_ERROR_RT_MODEL_CAPTURED, "aclmdlRIExecuteAsync: the graph is still captured");
   }
-  return submit(stream, std::make_shared<Task>(Task{Kind::execute, "graph " + std::to_string(model->id), nullptr, 0,
-                                                    nullptr, 0, model}));
+  return submit(stream, std::make_shared<Task>(
+                            Task{Kind::execute, "graph " + std::to_string(model->id), nullptr, 0, nullptr, 0, model}));
 }
 
 EXPORT aclError aclmdlRIDestroy(aclmdlRI handle) {
   API(aclmdlRIDestroy);
   auto model = model_of(handle);
-  if (!model) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!model)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   if (model->status != ACL_MODEL_RI_CAPTURE_STATUS_NONE) {
     return fail(ACL_ERROR_RT_MODEL_CAPTURED, "aclmdlRIDestroy: the graph is still captured");
@@ -343,7 +383,8 @@ EXPORT aclError aclmdlRIDestroy(aclmdlRI handle) {
 EXPORT aclError aclmdlRIGetId(aclmdlRI handle, uint32_t* id) {
   API(aclmdlRIGetId);
   auto model = model_of(handle);
-  if (!model) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!model)
+    return ACL_ERROR_RT_PARAM_INVALID;
   *id = model->id;
   return ACL_SUCCESS;
 }
@@ -351,17 +392,18 @@ EXPORT aclError aclmdlRIGetId(aclmdlRI handle, uint32_t* id) {
 EXPORT aclError aclmdlRIDebugJsonPrint(aclmdlRI handle, const char* path, uint32_t) {
   API(aclmdlRIDebugJsonPrint);
   auto model = model_of(handle);
-  if (!model) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!model)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::ofstream out(path);
-  out << "{\"graph\": " << model->id << ", \"streams\": " << model->lanes.size() << ", \"tasks\": [";
+  out << "[";  // trace events, as torch_npu's debug_dump reads them
   for (size_t i = 0; i < model->nodes.size(); ++i) {
     const Node& node = model->nodes[i];
-    out << (i == 0 ? "\n" : ",\n") << "{\"id\": " << i << ", \"stream\": " << node.lane << ", \"type\": \""
-        << name_of(node.task->kind) << "\", \"name\": \"" << escaped(node.task->name) << "\", \"after\": [";
-    for (size_t j = 0; j < node.after.size(); ++j) out << (j == 0 ? "" : ", ") << node.after[j];
-    out << "]}";
+    out << (i == 0 ? "\n" : ",\n") << "{\"ph\": \"X\", \"name\": \"" << traced_name(*model, i) << "\", \"pid\": \"graph"
+        << model->id << "\", \"tid\": \"stream" << node.lane << "\", \"ts\": " << i
+        << ", \"dur\": 1, \"args\": {\"Task Type\": \"" << name_of(node.task->kind)
+        << "\", \"Stream Id\": " << node.lane << ", \"Task Id\": " << i << "}}";
   }
-  out << "\n]}\n";
+  out << "\n]\n";
   out.close();
   return out ? ACL_SUCCESS : fail(ACL_ERROR_RT_FILE_WRITE, "aclmdlRIDebugJsonPrint: can't write %s", path);
 }
@@ -369,7 +411,8 @@ EXPORT aclError aclmdlRIDebugJsonPrint(aclmdlRI handle, const char* path, uint32
 EXPORT aclError aclmdlRIDebugPrint(aclmdlRI handle) {
   API(aclmdlRIDebugPrint);
   auto model = model_of(handle);
-  if (!model) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!model)
+    return ACL_ERROR_RT_PARAM_INVALID;
   for (size_t i = 0; i < model->nodes.size(); ++i) {
     const Node& node = model->nodes[i];
     fprintf(stderr, "graph %u task %zu stream %d %s %s\n", model->id, i, node.lane, name_of(node.task->kind),
@@ -378,15 +421,19 @@ EXPORT aclError aclmdlRIDebugPrint(aclmdlRI handle) {
   return ACL_SUCCESS;
 }
 
-// --- groups of tasks, and their update ---------------------------------------------------------------------------------
+// --- groups of tasks, and their update
+// ---------------------------------------------------------------------------------
 
 EXPORT aclError aclmdlRICaptureTaskGrpBegin(aclrtStream handle) {
   API(aclmdlRICaptureTaskGrpBegin);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
-  if (!stream->capture) return fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "a task group outside a capture");
-  if (stream->in_group) return refuse(*stream->capture, ACL_ERROR_STREAM_TASK_GROUP_STATUS, "a task group inside another");
+  if (!stream->capture)
+    return fail(ACL_ERROR_RT_STREAM_NOT_CAPTURED, "a task group outside a capture");
+  if (stream->in_group)
+    return refuse(*stream->capture, ACL_ERROR_STREAM_TASK_GROUP_STATUS, "a task group inside another");
   stream->in_group = true;
   stream->group.clear();
   return ACL_SUCCESS;
@@ -395,7 +442,8 @@ EXPORT aclError aclmdlRICaptureTaskGrpBegin(aclrtStream handle) {
 EXPORT aclError aclmdlRICaptureTaskGrpEnd(aclrtStream handle, aclrtTaskGrp* out) {
   API(aclmdlRICaptureTaskGrpEnd);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   if (!stream->capture || !stream->in_group) {
     return fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS, "the end of a task group that was not begun");
@@ -412,14 +460,16 @@ EXPORT aclError aclmdlRICaptureTaskGrpEnd(aclrtStream handle, aclrtTaskGrp* out)
 EXPORT aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream handle, aclrtTaskGrp group) {
   API(aclmdlRICaptureTaskUpdateBegin);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   auto it = models().groups.find(group);
   if (it == models().groups.end()) {
     return fail(ACL_ERROR_RT_PARAM_INVALID, "aclmdlRICaptureTaskUpdateBegin: no such task group");
   }
   if (stream->capture || stream->updating) {
-    return fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS, "aclmdlRICaptureTaskUpdateBegin: the stream is captured or updates already");
+    return fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS,
+                "aclmdlRICaptureTaskUpdateBegin: the stream is captured or updates already");
   }
   stream->updating = it->second;
   stream->updates.clear();
@@ -429,17 +479,20 @@ EXPORT aclError aclmdlRICaptureTaskUpdateBegin(aclrtStream handle, aclrtTaskGrp 
 EXPORT aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream handle) {
   API(aclmdlRICaptureTaskUpdateEnd);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::unique_lock<std::recursive_mutex> lock(capture_mutex());
   auto group = std::move(stream->updating);
   stream->updating.reset();
   auto updates = std::move(stream->updates);
   stream->updates.clear();
-  if (!group) return fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS, "aclmdlRICaptureTaskUpdateEnd: nothing was begun");
+  if (!group)
+    return fail(ACL_ERROR_STREAM_TASK_GROUP_STATUS, "aclmdlRICaptureTaskUpdateEnd: nothing was begun");
   auto model = group->model.lock();
   std::vector<int> kernels;
   for (const int node : group->nodes) {
-    if (model && model->nodes[static_cast<size_t>(node)].task->kind == Kind::kernel) kernels.push_back(node);
+    if (model && model->nodes[static_cast<size_t>(node)].task->kind == Kind::kernel)
+      kernels.push_back(node);
   }
   if (!model || kernels.size() != updates.size()) {
     return fail(ACL_ERROR_RT_MODEL_UPDATE_FAILED, "the task group has %zu kernels, and the update gave %zu",
@@ -455,7 +508,8 @@ EXPORT aclError aclmdlRICaptureTaskUpdateEnd(aclrtStream handle) {
   lock.unlock();
   auto run = [model, kernels, updates] {
     std::lock_guard<std::mutex> held(model->changing);
-    for (size_t i = 0; i < kernels.size(); ++i) model->nodes[static_cast<size_t>(kernels[i])].task = updates[i];
+    for (size_t i = 0; i < kernels.size(); ++i)
+      model->nodes[static_cast<size_t>(kernels[i])].task = updates[i];
     return Outcome{};
   };
   return submit(handle, std::make_shared<Task>(Task{Kind::update, "update", run}));

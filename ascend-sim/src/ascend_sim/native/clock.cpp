@@ -46,7 +46,8 @@ Time& time() {
 std::string quoted(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
+    if (c == '"' || c == '\\')
+      out += '\\';
     out += static_cast<unsigned char>(c) < 0x20 ? ' ' : c;
   }
   return out + '"';
@@ -72,13 +73,16 @@ void span(int device, int lane, const std::string& name, double start, double en
   std::lock_guard<std::mutex> lock(time().m);
   double& latest = time().device[device];
   latest = std::max(latest, end);
-  if (time().on) time().spans.push_back({device, lane, name, start, end});
+  if (time().on)
+    time().spans.push_back({device, lane, name, start, end});
 }
 
 }  // namespace clock
 }  // namespace sim
 
-EXPORT double ascsim_host_time() { return sim::clock::host(); }
+EXPORT double ascsim_host_time() {
+  return sim::clock::host();
+}
 
 EXPORT double ascsim_device_time(int device) {
   std::lock_guard<std::mutex> lock(sim::clock::time().m);
@@ -106,4 +110,6 @@ EXPORT char* ascsim_timeline_json() {
   return strdup(out.str().c_str());
 }
 
-EXPORT void ascsim_free(char* text) { free(text); }
+EXPORT void ascsim_free(char* text) {
+  free(text);
+}

@@ -15,21 +15,26 @@ namespace {
 
 double number(const char* name, double otherwise, double least) {
   const char* value = getenv(name);
-  if (value == nullptr || *value == 0) return otherwise;
+  if (value == nullptr || *value == 0)
+    return otherwise;
   char* end = nullptr;
   const double found = strtod(value, &end);
-  if (end == value || *end != 0 || !std::isfinite(found) || found < least) refuse(name, value, "a number");
+  if (end == value || *end != 0 || !std::isfinite(found) || found < least)
+    refuse(name, value, "a number");
   return found;
 }
 
 size_t bytes(const char* name, size_t otherwise) {
   const char* value = getenv(name);
-  if (value == nullptr || *value == 0) return otherwise;
+  if (value == nullptr || *value == 0)
+    return otherwise;
   char* end = nullptr;
   const double found = strtod(value, &end);
   double unit = 1;
-  if (*end == 'K' || *end == 'M' || *end == 'G') unit = std::pow(1024.0, std::string("KMG").find(*end++) + 1.0);
-  if (end == value || *end != 0 || !(found * unit >= 1 << 21)) refuse(name, value, "bytes, at least 2M, as in 512M or 4G");
+  if (*end == 'K' || *end == 'M' || *end == 'G')
+    unit = std::pow(1024.0, std::string("KMG").find(*end++) + 1.0);
+  if (end == value || *end != 0 || !(found * unit >= 1 << 21))
+    refuse(name, value, "bytes, at least 2M, as in 512M or 4G");
   return static_cast<size_t>(found * unit);
 }
 }  // namespace

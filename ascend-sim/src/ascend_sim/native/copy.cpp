@@ -15,7 +15,8 @@ aclError check(const char* function, const void* dst, size_t room, const void* s
   }
   const bool to = kind == ACL_MEMCPY_HOST_TO_DEVICE || kind == ACL_MEMCPY_DEVICE_TO_DEVICE;
   const bool from = kind == ACL_MEMCPY_DEVICE_TO_HOST || kind == ACL_MEMCPY_DEVICE_TO_DEVICE;
-  if (kind > ACL_MEMCPY_DEVICE_TO_DEVICE) return 0;  // the device finds out where memory lies
+  if (kind > ACL_MEMCPY_DEVICE_TO_DEVICE)
+    return 0;  // the device finds out where memory lies
   for (auto [address, device, end] : {std::tuple{dst, to, "to"}, std::tuple{src, from, "from"}}) {
     if (device ? memory::device_of(address, bytes) < 0 : memory::is_device(address)) {
       return fail(ACL_ERROR_RT_PARAM_INVALID, "%s %s %p: expected %s memory of %zu bytes", function, end, address,
@@ -26,15 +27,18 @@ aclError check(const char* function, const void* dst, size_t room, const void* s
 }
 
 aclError copy_now(const char* function, void* dst, size_t room, const void* src, size_t bytes, aclrtMemcpyKind kind) {
-  if (const aclError refused = refuse_while_capturing(function, nullptr)) return refused;
-  if (const aclError wrong = check(function, dst, room, src, bytes, kind)) return wrong;
+  if (const aclError refused = refuse_while_capturing(function, nullptr))
+    return refused;
+  if (const aclError wrong = check(function, dst, room, src, bytes, kind))
+    return wrong;
   memmove(memory::host(dst), memory::host(src), bytes);
   return ACL_SUCCESS;
 }
 
 aclError copy_later(const char* function, void* dst, size_t room, const void* src, size_t bytes, aclrtMemcpyKind kind,
                     aclrtStream stream) {
-  if (const aclError wrong = check(function, dst, room, src, bytes, kind)) return wrong;
+  if (const aclError wrong = check(function, dst, room, src, bytes, kind))
+    return wrong;
   auto run = [=] {
     for (const void* end : {static_cast<const void*>(dst), src}) {
       if (memory::is_device(end) && memory::device_of(end, bytes) < 0) {
@@ -82,7 +86,8 @@ EXPORT aclError aclrtMemcpyAsync(void* dst, size_t room, const void* src, size_t
 
 EXPORT aclError aclrtMemset(void* dst, size_t room, int32_t value, size_t bytes) {
   API(aclrtMemset);
-  if (const aclError refused = refuse_while_capturing("aclrtMemset", nullptr)) return refused;
+  if (const aclError refused = refuse_while_capturing("aclrtMemset", nullptr))
+    return refused;
   if (bytes > room || (memory::is_device(dst) && memory::device_of(dst, bytes) < 0)) {
     return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtMemset(%p): expected live memory of %zu bytes", dst, bytes);
   }
@@ -92,7 +97,8 @@ EXPORT aclError aclrtMemset(void* dst, size_t room, int32_t value, size_t bytes)
 
 EXPORT aclError aclrtMemsetAsync(void* dst, size_t room, int32_t value, size_t bytes, aclrtStream stream) {
   API(aclrtMemsetAsync);
-  if (bytes > room) return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtMemsetAsync: %zu bytes into %zu", bytes, room);
+  if (bytes > room)
+    return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtMemsetAsync: %zu bytes into %zu", bytes, room);
   auto run = [=] {
     if (memory::is_device(dst) && memory::device_of(dst, bytes) < 0) {
       return Outcome{ACL_ERROR_RT_DEVICE_MEM_ERROR, "memory to fill was freed before"};
@@ -107,7 +113,8 @@ EXPORT aclError aclrtMemcpyBatch(void** dst, size_t* room, void** src, size_t* b
                                  aclrtMemcpyBatchAttr*, size_t*, size_t, size_t* failed) {
   API(aclrtMemcpyBatch);
   for (size_t i = 0; i < count; ++i) {
-    if (failed != nullptr) *failed = i;
+    if (failed != nullptr)
+      *failed = i;
     if (const aclError wrong = copy_now("aclrtMemcpyBatch", dst[i], room[i], src[i], bytes[i], ACL_MEMCPY_DEFAULT)) {
       return wrong;
     }
@@ -119,7 +126,8 @@ EXPORT aclError aclrtMemcpyBatchAsync(void** dst, size_t* room, void** src, size
                                       aclrtMemcpyBatchAttr*, size_t*, size_t, size_t* failed, aclrtStream stream) {
   API(aclrtMemcpyBatchAsync);
   for (size_t i = 0; i < count; ++i) {
-    if (failed != nullptr) *failed = i;
+    if (failed != nullptr)
+      *failed = i;
     if (const aclError wrong =
             copy_later("aclrtMemcpyBatchAsync", dst[i], room[i], src[i], bytes[i], ACL_MEMCPY_DEFAULT, stream)) {
       return wrong;
@@ -133,7 +141,8 @@ EXPORT aclError aclrtCmoAsync(void*, size_t, aclrtCmoType, aclrtStream stream) {
   return submit(stream, std::make_shared<Task>(Task{Kind::set, "prefetch", nullptr}));
 }
 
-// --- functions of the host ---------------------------------------------------------------------------------------------
+// --- functions of the host
+// ---------------------------------------------------------------------------------------------
 
 EXPORT aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   API(aclrtLaunchHostFunc);
@@ -147,7 +156,8 @@ EXPORT aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* 
 EXPORT aclError aclrtSubscribeReport(uint64_t thread, aclrtStream handle) {
   API(aclrtSubscribeReport);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::mutex> lock(reports().m);
   if (!reports().thread_of.emplace(stream.get(), thread).second) {
     return fail(ACL_ERROR_RT_STREAM_SUBSCRIBE, "stream %d has a thread for its callbacks already", stream->id);
@@ -158,7 +168,8 @@ EXPORT aclError aclrtSubscribeReport(uint64_t thread, aclrtStream handle) {
 EXPORT aclError aclrtUnSubscribeReport(uint64_t, aclrtStream handle) {
   API(aclrtUnSubscribeReport);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::mutex> lock(reports().m);
   if (reports().thread_of.erase(stream.get()) == 0) {
     return fail(ACL_ERROR_RT_STREAM_NO_CB_REG, "stream %d has no thread for callbacks", stream->id);
@@ -169,7 +180,8 @@ EXPORT aclError aclrtUnSubscribeReport(uint64_t, aclrtStream handle) {
 EXPORT aclError aclrtLaunchCallback(aclrtCallback fn, void* data, aclrtCallbackBlockType block, aclrtStream handle) {
   API(aclrtLaunchCallback);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   uint64_t thread = 0;
   {
     std::lock_guard<std::mutex> lock(reports().m);
@@ -214,4 +226,73 @@ EXPORT aclError aclrtProcessReport(int32_t ms) {
   }
   item.signal->second.notify_all();
   return ACL_SUCCESS;
+}
+
+// --- values in device memory that streams wait for
+// ---------------------------------------------------------------------
+
+namespace sim {
+namespace {
+struct Values {
+  std::mutex m;
+  std::condition_variable written;
+};
+Values& values() {
+  static auto* held = new Values;
+  return *held;
+}
+
+bool reached(uint64_t found, uint64_t wanted, uint32_t how) {
+  switch (how) {
+    case ACL_STREAM_WAIT_VALUE_GEQ:
+      return static_cast<int64_t>(found - wanted) >= 0;
+    case ACL_STREAM_WAIT_VALUE_EQ:
+      return found == wanted;
+    case ACL_STREAM_WAIT_VALUE_AND:
+      return (found & wanted) != 0;
+    default:
+      return ~(found | wanted) != 0;
+  }
+}
+
+aclError check_value(const char* function, void* address) {
+  if (memory::device_of(address, sizeof(uint64_t)) >= 0 && reinterpret_cast<uintptr_t>(address) % 8 == 0)
+    return 0;
+  return fail(ACL_ERROR_RT_PARAM_INVALID, "%s(%p): expected eight aligned bytes of live device memory", function,
+              address);
+}
+}  // namespace
+}  // namespace sim
+
+EXPORT aclError aclrtValueWrite(void* address, uint64_t value, uint32_t, aclrtStream stream) {
+  API(aclrtValueWrite);
+  if (const aclError wrong = check_value("aclrtValueWrite", address))
+    return wrong;
+  auto run = [=] {
+    {
+      std::lock_guard<std::mutex> lock(values().m);
+      memcpy(memory::host(address), &value, sizeof value);
+    }
+    values().written.notify_all();
+    return Outcome{};
+  };
+  return submit(stream, std::make_shared<Task>(Task{Kind::write_value, "write value", run}));
+}
+
+EXPORT aclError aclrtValueWait(void* address, uint64_t value, uint32_t how, aclrtStream stream) {
+  API(aclrtValueWait);
+  if (const aclError wrong = check_value("aclrtValueWait", address))
+    return wrong;
+  auto run = [=] {
+    std::unique_lock<std::mutex> lock(values().m);
+    const auto done = [&] {
+      uint64_t found = 0;
+      memcpy(&found, memory::host(address), sizeof found);
+      return reached(found, value, how);
+    };
+    while (!done())
+      values().written.wait_for(lock, std::chrono::milliseconds(20));  // a copy may have written it
+    return Outcome{};
+  };
+  return submit(stream, std::make_shared<Task>(Task{Kind::wait_value, "wait value", run}));
 }

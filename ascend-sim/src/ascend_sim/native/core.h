@@ -62,9 +62,9 @@ const Config& config();
 // --- virtual time ------------------------------------------------------------------------------------------------
 
 namespace clock {
-double host();                     // microseconds since the start
-void spend(double us);             // on the host
-void wait_until(double us);        // the host waits for a device
+double host();                                                                       // microseconds since the start
+void spend(double us);                                                               // on the host
+void wait_until(double us);                                                          // the host waits for a device
 void span(int device, int lane, const std::string& name, double start, double end);  // for the time line
 }  // namespace clock
 
@@ -98,9 +98,9 @@ struct Task {
   Kind kind;
   std::string name;
   std::function<Outcome()> run;
-  double bytes = 0;              // read and written, for the cost
+  double bytes = 0;                   // read and written, for the cost
   std::shared_ptr<Event> event = {};  // of record, wait and reset
-  uint64_t generation = 0;       // of the event, for record and wait
+  uint64_t generation = 0;            // of the event, for record and wait
   std::shared_ptr<Model> model = {};  // of execute
 };
 using TaskPtr = std::shared_ptr<Task>;
@@ -109,7 +109,9 @@ double cost(const Task& task);  // microseconds
 
 struct Event {
   explicit Event(uint32_t flag) : flag(flag) {}
-  bool external() const { return (flag & ACL_EVENT_EXTERNAL) != 0; }
+  bool external() const {
+    return (flag & ACL_EVENT_EXTERNAL) != 0;
+  }
 
   const uint32_t flag;
   std::mutex m;
@@ -144,8 +146,8 @@ struct Stream {
   std::shared_ptr<Model> capture;
   int lane = -1;
   bool in_group = false;
-  std::vector<int> group;                   // nodes of the task group that is open
-  std::shared_ptr<TaskGroup> updating;      // what tasks given to this stream replace
+  std::vector<int> group;               // nodes of the task group that is open
+  std::shared_ptr<TaskGroup> updating;  // what tasks given to this stream replace
   std::vector<TaskPtr> updates;
 
  private:
@@ -189,13 +191,13 @@ struct Model {
   aclmdlRICaptureStatus status = ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE;
   std::thread::id thread;
   std::weak_ptr<Stream> origin;
-  std::string invalid;                     // why
+  std::string invalid;  // why
   std::vector<std::weak_ptr<Stream>> lanes;
-  std::vector<int> last;                   // node of each lane, -1 before the first
-  std::vector<std::vector<int>> seen;      // [lane][other]: the last node of another lane that this one comes after
+  std::vector<int> last;               // node of each lane, -1 before the first
+  std::vector<std::vector<int>> seen;  // [lane][other]: the last node of another lane that this one comes after
   std::vector<Node> nodes;
-  std::mutex running;                      // one execution at a time; updates come between tasks
-  std::mutex changing;                     // of a node's task
+  std::mutex running;   // one execution at a time; updates come between tasks
+  std::mutex changing;  // of a node's task
 };
 
 std::recursive_mutex& capture_mutex();

@@ -51,7 +51,9 @@ EXPORT const char* aclGetRecentErrMsg() {
   return sim::given.c_str();
 }
 
-EXPORT aclError aclrtPeekAtLastError(aclrtLastErrLevel) { return sim::last; }
+EXPORT aclError aclrtPeekAtLastError(aclrtLastErrLevel) {
+  return sim::last;
+}
 
 EXPORT aclError aclrtGetLastError(aclrtLastErrLevel) {
   const int code = sim::last;

@@ -35,7 +35,8 @@ aclError create(aclrtEvent* handle, uint32_t flag) {
 aclError refuse_captured(const char* function, Event& event) {
   std::lock_guard<std::recursive_mutex> lock(capture_mutex());
   auto model = event.model.lock();
-  if (!model || model->status != ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE) return 0;
+  if (!model || model->status != ACL_MODEL_RI_CAPTURE_STATUS_ACTIVE)
+    return 0;
   invalidate(*model, std::string(function) + " of an event that was recorded in the capture");
   return fail(ACL_ERROR_RT_EVENT_CAPTURED, "%s: the event was recorded in a capture that goes on", function);
 }
@@ -44,7 +45,8 @@ aclError refuse_captured(const char* function, Event& event) {
 std::shared_ptr<Event> event_of(aclrtEvent handle) {
   std::lock_guard<std::mutex> lock(events().m);
   auto it = events().live.find(handle);
-  if (it != events().live.end()) return it->second;
+  if (it != events().live.end())
+    return it->second;
   fail(ACL_ERROR_RT_PARAM_INVALID, "%p is no event, or was destroyed", handle);
   return nullptr;
 }
@@ -66,7 +68,8 @@ EXPORT aclError aclrtCreateEventExWithFlag(aclrtEvent* handle, uint32_t flag) {
 EXPORT aclError aclrtDestroyEvent(aclrtEvent handle) {
   API(aclrtDestroyEvent);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::mutex> lock(events().m);
   events().live.erase(handle);  // tasks that still need it hold it
   return ACL_SUCCESS;
@@ -76,10 +79,12 @@ EXPORT aclError aclrtRecordEvent(aclrtEvent handle, aclrtStream stream_handle) {
   API(aclrtRecordEvent);
   auto event = event_of(handle);
   auto stream = stream_of(stream_handle);
-  if (!event || !stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event || !stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   if (!event->external()) {
     std::lock_guard<std::recursive_mutex> lock(capture_mutex());
-    if (stream->capture) return record_in_capture(*stream, event);
+    if (stream->capture)
+      return record_in_capture(*stream, event);
     event->model.reset();
   }
   auto task = std::make_shared<Task>(Task{Kind::record, "record", nullptr, 0, event});
@@ -101,7 +106,8 @@ EXPORT aclError aclrtStreamWaitEvent(aclrtStream stream_handle, aclrtEvent handl
   API(aclrtStreamWaitEvent);
   auto event = event_of(handle);
   auto stream = stream_of(stream_handle);
-  if (!event || !stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event || !stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   if (!event->external()) {
     std::lock_guard<std::recursive_mutex> lock(capture_mutex());
     auto model = event->model.lock();
@@ -121,8 +127,10 @@ EXPORT aclError aclrtStreamWaitEvent(aclrtStream stream_handle, aclrtEvent handl
 EXPORT aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream) {
   API(aclrtResetEvent);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
-  if (!event->external()) return ACL_SUCCESS;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event->external())
+    return ACL_SUCCESS;
   return submit(stream, std::make_shared<Task>(Task{Kind::reset, "reset",
                                                     [event] {
                                                       std::lock_guard<std::mutex> lock(event->m);
@@ -135,18 +143,21 @@ EXPORT aclError aclrtResetEvent(aclrtEvent handle, aclrtStream stream) {
 EXPORT aclError aclrtQueryEventStatus(aclrtEvent handle, aclrtEventRecordedStatus* status) {
   API(aclrtQueryEventStatus);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
-  if (const aclError refused = refuse_captured("aclrtQueryEventStatus", *event)) return refused;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
+  if (const aclError refused = refuse_captured("aclrtQueryEventStatus", *event))
+    return refused;
   std::lock_guard<std::mutex> lock(event->m);
-  *status = event->completed >= event->issued ? ACL_EVENT_RECORDED_STATUS_COMPLETE
-                                              : ACL_EVENT_RECORDED_STATUS_NOT_READY;
+  *status =
+      event->completed >= event->issued ? ACL_EVENT_RECORDED_STATUS_COMPLETE : ACL_EVENT_RECORDED_STATUS_NOT_READY;
   return ACL_SUCCESS;
 }
 
 EXPORT aclError aclrtQueryEventWaitStatus(aclrtEvent handle, aclrtEventWaitStatus* status) {
   API(aclrtQueryEventWaitStatus);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::mutex> lock(event->m);
   *status = event->completed >= event->issued ? ACL_EVENT_WAIT_STATUS_COMPLETE : ACL_EVENT_WAIT_STATUS_NOT_READY;
   return ACL_SUCCESS;
@@ -155,8 +166,10 @@ EXPORT aclError aclrtQueryEventWaitStatus(aclrtEvent handle, aclrtEventWaitStatu
 EXPORT aclError aclrtSynchronizeEvent(aclrtEvent handle) {
   API(aclrtSynchronizeEvent);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
-  if (const aclError refused = refuse_captured("aclrtSynchronizeEvent", *event)) return refused;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
+  if (const aclError refused = refuse_captured("aclrtSynchronizeEvent", *event))
+    return refused;
   WithoutPython none;
   std::unique_lock<std::mutex> lock(event->m);
   const uint64_t generation = event->issued;
@@ -171,10 +184,12 @@ EXPORT aclError aclrtSynchronizeEvent(aclrtEvent handle) {
 EXPORT aclError aclrtEventElapsedTime(float* ms, aclrtEvent start_handle, aclrtEvent end_handle) {
   API(aclrtEventElapsedTime);
   auto start = event_of(start_handle), end = event_of(end_handle);
-  if (!start || !end) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!start || !end)
+    return ACL_ERROR_RT_PARAM_INVALID;
   double from = 0, to = 0;
   for (auto [event, at] : {std::pair{start.get(), &from}, std::pair{end.get(), &to}}) {
-    if (const aclError refused = refuse_captured("aclrtEventElapsedTime", *event)) return refused;
+    if (const aclError refused = refuse_captured("aclrtEventElapsedTime", *event))
+      return refused;
     std::lock_guard<std::mutex> lock(event->m);
     if (event->issued == 0 || event->completed < event->issued) {
       return fail(ACL_ERROR_RT_EVENT_TIMESTAMP_INVALID, "aclrtEventElapsedTime: an event is not recorded yet");
@@ -188,7 +203,8 @@ EXPORT aclError aclrtEventElapsedTime(float* ms, aclrtEvent start_handle, aclrtE
 EXPORT aclError aclrtEventGetTimestamp(aclrtEvent handle, uint64_t* timestamp) {
   API(aclrtEventGetTimestamp);
   auto event = event_of(handle);
-  if (!event) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!event)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::lock_guard<std::mutex> lock(event->m);
   *timestamp = static_cast<uint64_t>(event->at);
   return ACL_SUCCESS;

@@ -12,13 +12,14 @@ void usage(int device, ascsim_usage* out);
 
 using namespace sim;
 
-EXPORT int ascsim_launch(void* stream, const char* name, const char* (*run)(void*), void (*drop)(void*),
-                         void* argument, const ascsim_range* ranges, size_t count) {
+EXPORT int ascsim_launch(void* stream, const char* name, const char* (*run)(void*), void (*drop)(void*), void* argument,
+                         const ascsim_range* ranges, size_t count) {
   API(aclrtLaunchKernel);
   std::shared_ptr<void> held(argument, drop);
   std::vector<ascsim_range> used(ranges, ranges + count);
   double bytes = 0;
-  for (const auto& range : used) bytes += static_cast<double>(range.bytes);
+  for (const auto& range : used)
+    bytes += static_cast<double>(range.bytes);
   auto work = [run, held, used = std::move(used)]() -> Outcome {
     for (const auto& range : used) {
       if (range.bytes > 0 && memory::device_of(range.address, range.bytes) < 0) {
@@ -33,7 +34,8 @@ EXPORT int ascsim_launch(void* stream, const char* name, const char* (*run)(void
 }
 
 EXPORT int ascsim_usage_of(int device, ascsim_usage* usage) {
-  if (device < 0 || device >= config().devices) return fail(ACL_ERROR_RT_INVALID_DEVICEID, "no device %d", device);
+  if (device < 0 || device >= config().devices)
+    return fail(ACL_ERROR_RT_INVALID_DEVICEID, "no device %d", device);
   memory::usage(device, usage);
   stream_usage(device, usage);
   model_usage(device, usage);

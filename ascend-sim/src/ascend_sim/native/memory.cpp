@@ -18,23 +18,28 @@
 namespace sim::memory {
 namespace {
 
-constexpr size_t GRAIN = 512;              // aclrtMalloc's alignment
-constexpr size_t PAGE = 2 << 20;           // of physical memory
-constexpr size_t RED = 4096;               // canary behind each allocation, in check mode
+constexpr size_t GRAIN = 512;     // aclrtMalloc's alignment
+constexpr size_t PAGE = 2 << 20;  // of physical memory
+constexpr size_t RED = 4096;      // canary behind each allocation, in check mode
 constexpr unsigned char CANARY = 0xA5, FRESH = 0xFF;
 
 // Offsets in use, first fit.
 class Space {
  public:
-  explicit Space(size_t size) { free_[0] = size; }
+  explicit Space(size_t size) {
+    free_[0] = size;
+  }
   bool take(size_t bytes, size_t align, size_t* offset) {
     for (auto it = free_.begin(); it != free_.end(); ++it) {
       const size_t start = (it->first + align - 1) / align * align, end = it->first + it->second;
-      if (start + bytes > end) continue;
+      if (start + bytes > end)
+        continue;
       const size_t before = it->first;
       free_.erase(it);
-      if (start > before) free_[before] = start - before;
-      if (end > start + bytes) free_[start + bytes] = end - start - bytes;
+      if (start > before)
+        free_[before] = start - before;
+      if (end > start + bytes)
+        free_[start + bytes] = end - start - bytes;
       *offset = start;
       return true;
     }
@@ -73,9 +78,9 @@ struct Hbm {
   int file = -1;
   char* base = nullptr;
   size_t size = 0, used = 0, peak = 0, allocations = 0;
-  Space space{0}, addresses{0};        // of the file; of the reserved range
-  std::map<char*, Block> blocks;       // live memory, both kinds
-  std::map<char*, size_t> reserved;    // by aclrtReserveMemAddress
+  Space space{0}, addresses{0};      // of the file; of the reserved range
+  std::map<char*, Block> blocks;     // live memory, both kinds
+  std::map<char*, size_t> reserved;  // by aclrtReserveMemAddress
 };
 
 struct All {
@@ -141,33 +146,38 @@ void tell(int, siginfo_t* info, void*) {
                          ? "ascend-sim: host code touched device memory at %p: on a device this is a fault\n"
                          : "ascend-sim: segmentation fault at %p, which is not device memory\n";
   const int length = snprintf(text, sizeof text, what, info->si_addr);
-  if (write(2, text, static_cast<size_t>(length)) < 0) _exit(139);
+  if (write(2, text, static_cast<size_t>(length)) < 0)
+    _exit(139);
 }
 
 void map(const Hbm& hbm, ptrdiff_t shift, char* at, size_t bytes, size_t offset) {
   const auto where = static_cast<off_t>(offset);
   const int open = PROT_READ | PROT_WRITE;
   mmap(at, bytes, config().check ? PROT_NONE : open, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, hbm.file, where);
-  if (shift != 0) mmap(at + shift, bytes, open, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, hbm.file, where);
+  if (shift != 0)
+    mmap(at + shift, bytes, open, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, hbm.file, where);
 }
 
 void unmap(char* at, size_t bytes) {
   const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
   mmap(at, bytes, PROT_NONE, flags, -1, 0);
-  if (config().check) mmap(at + all().shift, bytes, PROT_NONE, flags, -1, 0);
+  if (config().check)
+    mmap(at + all().shift, bytes, PROT_NONE, flags, -1, 0);
 }
 
 int device_at(const void* address) {
   const All& a = all();
   const auto* p = static_cast<const char*>(address);
-  if (p < a.base || p >= a.base + a.each * a.devices.size()) return -1;
+  if (p < a.base || p >= a.base + a.each * a.devices.size())
+    return -1;
   return static_cast<int>((p - a.base) / static_cast<ptrdiff_t>(a.each));
 }
 
 // The live block that holds an address.
 std::map<char*, Block>::iterator block_at(Hbm& hbm, const void* address) {
   auto it = hbm.blocks.upper_bound(static_cast<char*>(const_cast<void*>(address)));
-  if (it == hbm.blocks.begin()) return hbm.blocks.end();
+  if (it == hbm.blocks.begin())
+    return hbm.blocks.end();
   --it;
   return static_cast<const char*>(address) < it->first + it->second.bytes ? it : hbm.blocks.end();
 }
@@ -178,7 +188,9 @@ void count(Hbm& hbm, size_t bytes) {
   ++hbm.allocations;
 }
 
-bool told_to_fail(All& a) { return a.fail != 0 && --a.fail == 0; }
+bool told_to_fail(All& a) {
+  return a.fail != 0 && --a.fail == 0;
+}
 
 aclError out_of_memory(const Hbm& hbm, size_t bytes) {
   return fail(ACL_ERROR_RT_MEMORY_ALLOCATION,
@@ -188,7 +200,8 @@ aclError out_of_memory(const Hbm& hbm, size_t bytes) {
 
 aclError allocate(void** address, size_t bytes) {
   const int device = current_device();
-  if (device < 0) return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+  if (device < 0)
+    return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
   if (address == nullptr || bytes == 0) {
     return fail(ACL_ERROR_RT_PARAM_INVALID, "expected an address to fill and at least one byte, got %zu", bytes);
   }
@@ -197,7 +210,8 @@ aclError allocate(void** address, size_t bytes) {
   Hbm& hbm = *a.devices[device];
   const size_t taken = (bytes + 32 + (config().check ? RED : 0) + GRAIN - 1) / GRAIN * GRAIN;  // 32: the device's own
   size_t offset = 0;
-  if (told_to_fail(a) || !hbm.space.take(taken, GRAIN, &offset)) return out_of_memory(hbm, bytes);
+  if (told_to_fail(a) || !hbm.space.take(taken, GRAIN, &offset))
+    return out_of_memory(hbm, bytes);
   count(hbm, taken);
   char* p = hbm.base + offset;
   hbm.blocks[p] = {bytes, taken};
@@ -218,7 +232,8 @@ void* host(const void* device) {
 
 int device_of(const void* address, size_t bytes) {
   const int device = device_at(address);
-  if (device < 0) return -1;
+  if (device < 0)
+    return -1;
   All& a = all();
   std::lock_guard<std::mutex> lock(a.m);
   Hbm& hbm = *a.devices[device];
@@ -226,14 +241,17 @@ int device_of(const void* address, size_t bytes) {
   auto it = block_at(hbm, address);
   while (it != hbm.blocks.end()) {  // an expandable segment is many blocks side by side
     const char* until = it->first + it->second.bytes;
-    if (end <= until) return device;
+    if (end <= until)
+      return device;
     auto next = std::next(it);
     it = next != hbm.blocks.end() && next->first == until ? next : hbm.blocks.end();
   }
   return -1;
 }
 
-bool is_device(const void* address) { return device_at(address) >= 0; }
+bool is_device(const void* address) {
+  return device_at(address) >= 0;
+}
 
 }  // namespace sim::memory
 
@@ -253,7 +271,8 @@ EXPORT aclError aclrtMallocAlign32(void** address, size_t bytes, aclrtMemMallocP
 EXPORT aclError aclrtFree(void* address) {
   API(aclrtFree);
   const int device = memory::device_at(address);
-  if (device < 0) return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtFree(%p): not device memory", address);
+  if (device < 0)
+    return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtFree(%p): not device memory", address);
   auto& a = all();
   std::lock_guard<std::mutex> lock(a.m);
   auto& hbm = *a.devices[device];
@@ -287,20 +306,23 @@ EXPORT aclError aclrtFree(void* address) {
 EXPORT aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
   API(aclrtGetMemInfo);
   const int device = current_device();
-  if (device < 0) return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+  if (device < 0)
+    return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
   std::lock_guard<std::mutex> lock(all().m);
   const auto& hbm = *all().devices[device];
-  if (free != nullptr) *free = hbm.size - hbm.used;
-  if (total != nullptr) *total = hbm.size;
+  if (free != nullptr)
+    *free = hbm.size - hbm.used;
+  if (total != nullptr)
+    *total = hbm.size;
   return ACL_SUCCESS;
 }
 
-// --- addresses and physical memory apart: expandable segments ----------------------------------------------------------
+// --- addresses and physical memory apart: expandable segments
+// ----------------------------------------------------------
 
 EXPORT aclError aclrtReserveMemAddress(void** address, size_t bytes, size_t, void*, uint64_t) {
   API(aclrtReserveMemAddress);
-  const int device = current_device();
-  if (device < 0) return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+  const int device = std::max(current_device(), 0);  // torch_npu tries it before it sets a device
   std::lock_guard<std::mutex> lock(all().m);
   auto& hbm = *all().devices[device];
   const size_t taken = (bytes + memory::PAGE - 1) / memory::PAGE * memory::PAGE;
@@ -334,7 +356,8 @@ EXPORT aclError aclrtMallocPhysical(aclrtDrvMemHandle* handle, size_t bytes, con
                                     uint64_t) {
   API(aclrtMallocPhysical);
   const int device = prop != nullptr ? static_cast<int>(prop->location.id) : current_device();
-  if (device < 0 || device >= config().devices) return fail(ACL_ERROR_RT_INVALID_DEVICEID, "no device %d", device);
+  if (device < 0 || device >= config().devices)
+    return fail(ACL_ERROR_RT_INVALID_DEVICEID, "no device %d", device);
   auto& a = all();
   std::lock_guard<std::mutex> lock(a.m);
   auto& hbm = *a.devices[device];
@@ -383,7 +406,8 @@ EXPORT aclError aclrtMapMem(void* address, size_t bytes, size_t offset, aclrtDrv
   }
   memory::map(hbm, a.shift, p, physical->bytes, physical->offset);
   hbm.blocks[p] = {bytes, bytes};
-  if (config().check) memset(p + a.shift, memory::FRESH, bytes);
+  if (config().check)
+    memset(p + a.shift, memory::FRESH, bytes);
   return ACL_SUCCESS;
 }
 
@@ -403,11 +427,13 @@ EXPORT aclError aclrtUnmapMem(void* address) {
   return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtUnmapMem(%p): nothing is mapped there", address);
 }
 
-// --- pinned host memory ------------------------------------------------------------------------------------------------
+// --- pinned host memory
+// ------------------------------------------------------------------------------------------------
 
 EXPORT aclError aclrtMallocHost(void** address, size_t bytes) {
   API(aclrtMallocHost);
-  if (address == nullptr || bytes == 0) return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtMallocHost: no bytes");
+  if (address == nullptr || bytes == 0)
+    return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtMallocHost: no bytes");
   void* p = nullptr;
   if (posix_memalign(&p, 4096, bytes) != 0) {
     return fail(ACL_ERROR_RT_MEMORY_ALLOCATION, "EL0004: Failed to allocate memory: %zu bytes of the host", bytes);
@@ -430,8 +456,10 @@ EXPORT aclError aclrtFreeHost(void* address) {
 
 EXPORT aclError aclrtHostRegister(void* address, uint64_t bytes, aclrtHostRegisterType, void** device) {
   API(aclrtHostRegister);
-  if (address == nullptr || bytes == 0) return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtHostRegister: no bytes");
-  if (device != nullptr) *device = address;
+  if (address == nullptr || bytes == 0)
+    return fail(ACL_ERROR_RT_PARAM_INVALID, "aclrtHostRegister: no bytes");
+  if (device != nullptr)
+    *device = address;
   return ACL_SUCCESS;
 }
 
@@ -440,7 +468,9 @@ EXPORT aclError aclrtHostUnregister(void*) {
   return ACL_SUCCESS;
 }
 
-EXPORT void* ascsim_host(const void* device) { return memory::host(device); }
+EXPORT void* ascsim_host(const void* device) {
+  return memory::host(device);
+}
 
 EXPORT void ascsim_fail_allocation(uint64_t n) {
   std::lock_guard<std::mutex> lock(all().m);

@@ -23,7 +23,9 @@ namespace {
 ascsim_copy_function copier = nullptr;
 }
 
-EXPORT void ascsim_set_copy(ascsim_copy_function function) { copier = function; }
+EXPORT void ascsim_set_copy(ascsim_copy_function function) {
+  copier = function;
+}
 
 EXPORT aclTensor* aclCreateTensor(const int64_t* sizes, uint64_t count, aclDataType dtype, const int64_t* strides,
                                   int64_t offset, aclFormat, const int64_t*, uint64_t, void* data) {

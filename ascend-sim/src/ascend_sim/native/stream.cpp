@@ -28,7 +28,8 @@ Streams& streams() {
 Outcome told_to_fail(const Task& task) {
   std::lock_guard<std::mutex> lock(streams().m);
   auto& s = streams();
-  if (s.fail_at == 0 || task.name.find(s.fail_name) == std::string::npos || --s.fail_at != 0) return {};
+  if (s.fail_at == 0 || task.name.find(s.fail_name) == std::string::npos || --s.fail_at != 0)
+    return {};
   return {ACL_ERROR_RT_AICORE_EXCEPTION, "task " + task.name + " failed, as it was told to"};
 }
 }  // namespace
@@ -36,7 +37,8 @@ Outcome told_to_fail(const Task& task) {
 bool take_slots(int device, int count) {
   std::lock_guard<std::mutex> lock(streams().m);
   int& taken = streams().slots[device];
-  if (taken + count > config().streams) return false;
+  if (taken + count > config().streams)
+    return false;
   taken += count;
   return true;
 }
@@ -55,11 +57,13 @@ std::shared_ptr<Stream> stream_of(aclrtStream handle) {
       return nullptr;
     }
     auto& standard = streams().standard[device];
-    if (!standard) standard = std::make_shared<Stream>(device, -1 - device);
+    if (!standard)
+      standard = std::make_shared<Stream>(device, -1 - device);
     return standard;
   }
   auto it = streams().live.find(handle);
-  if (it != streams().live.end()) return it->second;
+  if (it != streams().live.end())
+    return it->second;
   fail(ACL_ERROR_RT_PARAM_INVALID, "%p is no stream, or was destroyed", handle);
   return nullptr;
 }
@@ -68,10 +72,12 @@ std::vector<std::shared_ptr<Stream>> streams_of(int device) {
   std::lock_guard<std::mutex> lock(streams().m);
   std::vector<std::shared_ptr<Stream>> found;
   for (auto& [handle, stream] : streams().live) {
-    if (stream->device == device) found.push_back(stream);
+    if (stream->device == device)
+      found.push_back(stream);
   }
   auto it = streams().standard.find(device);
-  if (it != streams().standard.end()) found.push_back(it->second);
+  if (it != streams().standard.end())
+    found.push_back(it->second);
   return found;
 }
 
@@ -94,7 +100,8 @@ void Stream::push(TaskPtr task) {
   {
     std::lock_guard<std::mutex> lock(m_);
     queue_.push_back(std::move(task));
-    if (!worker_.joinable()) worker_ = std::thread([this] { work(); });  // most streams are never used
+    if (!worker_.joinable())
+      worker_ = std::thread([this] { work(); });  // most streams are never used
   }
   wake_.notify_one();
 }
@@ -104,7 +111,8 @@ void Stream::work() {
   std::unique_lock<std::mutex> lock(m_);
   while (true) {
     wake_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-    if (queue_.empty()) return;
+    if (queue_.empty())
+      return;
     TaskPtr task = std::move(queue_.front());
     queue_.pop_front();
     const bool skip = error_.code != 0 && failure_mode == ACL_STOP_ON_FAILURE && task->kind != Kind::record;
@@ -135,10 +143,12 @@ void Stream::work() {
     lock.lock();
     now_ = end;
     busy_ = false;
-    if (outcome.code != 0 && error_.code == 0) error_ = outcome;
+    if (outcome.code != 0 && error_.code == 0)
+      error_ = outcome;
     ++ended_;
     ended.fetch_add(1);
-    if (queue_.empty()) done_.notify_all();
+    if (queue_.empty())
+      done_.notify_all();
   }
 }
 
@@ -156,7 +166,8 @@ Outcome Stream::drain(double timeout_s) {
   while (!(queue_.empty() && !busy_)) {
     done_.wait_for(lock, std::chrono::milliseconds(50));
     const auto now = std::chrono::steady_clock::now();
-    if (ended.load() != before) before = ended.load(), moved = now;
+    if (ended.load() != before)
+      before = ended.load(), moved = now;
     if (timeout_s >= 0 && std::chrono::duration<double>(now - begin).count() > timeout_s) {
       return {ACL_ERROR_RT_STREAM_SYNC_TIMEOUT, "the stream was not done in time"};
     }
@@ -175,7 +186,8 @@ Outcome Stream::drain(double timeout_s) {
 
 aclError submit(aclrtStream handle, TaskPtr task) {
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   std::unique_lock<std::recursive_mutex> lock(capture_mutex());
   if (stream->updating && task->kind == Kind::kernel) {
     stream->updates.push_back(std::move(task));
@@ -187,7 +199,8 @@ aclError submit(aclrtStream handle, TaskPtr task) {
                   stream->capture->invalid.c_str());
     }
     const int node = stream->capture->add(stream->lane, std::move(task));
-    if (stream->in_group) stream->group.push_back(node);
+    if (stream->in_group)
+      stream->group.push_back(node);
     return ACL_SUCCESS;
   }
   lock.unlock();
@@ -198,7 +211,8 @@ aclError submit(aclrtStream handle, TaskPtr task) {
 namespace {
 aclError create(aclrtStream* handle) {
   const int device = current_device();
-  if (device < 0) return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+  if (device < 0)
+    return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
   if (!take_slots(device, 1)) {
     return fail(ACL_ERROR_RT_NO_STREAM_RESOURCE, "Alloc sq cq fail: all %d streams of the device are in use",
                 config().streams);
@@ -212,7 +226,8 @@ aclError create(aclrtStream* handle) {
 
 aclError destroy(aclrtStream handle, bool force) {
   auto stream = stream_of(handle);
-  if (!stream || handle == nullptr) return fail(ACL_ERROR_RT_PARAM_INVALID, "%p is no stream", handle);
+  if (!stream || handle == nullptr)
+    return fail(ACL_ERROR_RT_PARAM_INVALID, "%p is no stream", handle);
   {
     std::lock_guard<std::recursive_mutex> lock(capture_mutex());
     if (stream->capture && !force) {
@@ -231,20 +246,25 @@ aclError destroy(aclrtStream handle, bool force) {
 
 aclError synchronize(aclrtStream handle, double timeout_s, const char* function) {
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
-  if (const aclError refused = refuse_while_capturing(function, stream.get())) return refused;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
+  if (const aclError refused = refuse_while_capturing(function, stream.get()))
+    return refused;
   const Outcome found = stream->drain(timeout_s);
   return found.code == 0 ? ACL_SUCCESS : fail(found.code, "stream %d: %s", stream->id, found.text.c_str());
 }
 
 aclError synchronize_device(double timeout_s, const char* function) {
   const int device = current_device();
-  if (device < 0) return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
-  if (const aclError refused = refuse_while_capturing(function, nullptr)) return refused;
+  if (device < 0)
+    return fail(ACL_ERROR_RT_CONTEXT_NULL, "this thread has no device: call aclrtSetDevice first");
+  if (const aclError refused = refuse_while_capturing(function, nullptr))
+    return refused;
   Outcome first;
   for (auto& stream : streams_of(device)) {
     Outcome found = stream->drain(timeout_s);
-    if (first.code == 0) first = found;
+    if (first.code == 0)
+      first = found;
   }
   return first.code == 0 ? ACL_SUCCESS : fail(first.code, "device %d: %s", device, first.text.c_str());
 }
@@ -303,8 +323,10 @@ EXPORT aclError aclrtSynchronizeDeviceWithTimeout(int32_t ms) {
 EXPORT aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus* status) {
   API(aclrtStreamQuery);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
-  if (const aclError refused = refuse_while_capturing("aclrtStreamQuery", stream.get())) return refused;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
+  if (const aclError refused = refuse_while_capturing("aclrtStreamQuery", stream.get()))
+    return refused;
   *status = stream->idle() ? ACL_STREAM_STATUS_COMPLETE : ACL_STREAM_STATUS_NOT_READY;
   return ACL_SUCCESS;
 }
@@ -312,7 +334,8 @@ EXPORT aclError aclrtStreamQuery(aclrtStream handle, aclrtStreamStatus* status) 
 EXPORT aclError aclrtStreamGetId(aclrtStream handle, int32_t* id) {
   API(aclrtStreamGetId);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   *id = stream->id;
   return ACL_SUCCESS;
 }
@@ -320,7 +343,8 @@ EXPORT aclError aclrtStreamGetId(aclrtStream handle, int32_t* id) {
 EXPORT aclError aclrtSetStreamFailureMode(aclrtStream handle, uint64_t mode) {
   API(aclrtSetStreamFailureMode);
   auto stream = stream_of(handle);
-  if (!stream) return ACL_ERROR_RT_PARAM_INVALID;
+  if (!stream)
+    return ACL_ERROR_RT_PARAM_INVALID;
   stream->failure_mode = mode;
   return ACL_SUCCESS;
 }
