@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ascend_sim
@@ -174,3 +175,50 @@ def test_a_task_that_fails_in_a_replay_reaches_the_caller() -> None:
     with pytest.raises(RuntimeError, match="out of range"):
         torch.npu.synchronize()
     assert_same(g(good), table[1:2] * 2)
+
+
+def test_calls_on_many_streams_at_once_do_not_mix() -> None:
+    """No synchronisation between them: the graphs' own memory is one."""
+    model, streams = net(), [torch.npu.Stream() for _ in range(4)]
+    g, inputs = compiled(model), [torch.randn(256, 16, device="npu") for _ in range(24)]
+    for _ in range(3):
+        g(inputs[0].clone())
+    torch.npu.synchronize()
+    held = []
+    for i, x in enumerate(inputs):
+        with torch.npu.stream(streams[i % 4]):
+            held.append(g(x))
+    torch.npu.synchronize()
+    assert_same(held, [model(x) for x in inputs])
+
+
+def test_calls_of_many_threads_do_not_mix() -> None:
+    model = net()
+    g, inputs = compiled(model), [torch.randn(n % 5 + 2, 16, device="npu") for n in range(40)]
+    want = [model(x) for x in inputs]
+    torch.npu.synchronize()
+
+    def work(mine: list[int]) -> list[Tensor]:
+        with torch.no_grad(), torch.npu.stream(torch.npu.Stream()):
+            found = [g(inputs[i]) for i in mine for _ in range(2)]
+            torch.npu.current_stream().synchronize()
+            return found[::2]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, [list(range(k, 40, 4)) for k in range(4)]))
+    for k in range(4):
+        assert_same(found[k], want[k::4])
+
+
+def test_a_call_inside_somebody_else_s_capture_is_recorded_there() -> None:
+    model, x = net(), torch.randn(4, 16, device="npu")
+    g = compiled(model)
+    for _ in range(4):
+        g(x)
+    torch.npu.synchronize()
+    outer = torch.npu.NPUGraph()
+    with torch.npu.graph(outer):
+        y = g(x)
+    x.mul_(2)
+    outer.replay()
+    assert_same(y, model(x))

@@ -6,9 +6,10 @@ follow one another. So inputs are copied in before a replay and results are copi
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,6 @@ _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the de
     getattr(torch._C.DispatchKey, name)
     for name in ("Python", "FuncTorchBatched", "FuncTorchGradWrapper", "Functionalize", "ZeroTensor")
 )
-_RAW = "a raw graph's tensors keep their addresses; this device's graphs share one memory, and are for torch.compile"
 
 
 class AcceleratorGraph(DeviceGraph):
@@ -138,7 +138,10 @@ class AcceleratorDevice(Device):
         self.graphs = 0  # that live
         self.open: AcceleratorGraph | None = None
         self._streams: dict[int, Any] = {}
-        self._lock = threading.Lock()
+        self._turn = threading.RLock()
+        self._last: dict[int, Any] = {}  # by device, the stream that replayed last
+        module = torch.get_device_module(name)  # torch.accelerator can't be asked
+        self._others_capture: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
 
     def graph(self) -> AcceleratorGraph:
         return AcceleratorGraph(self)
@@ -149,8 +152,18 @@ class AcceleratorDevice(Device):
         keys = torch._C._dispatch_keys(tensor)
         return not any(keys.has(key) for key in _NOT_PLAIN)
 
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        with self._turn:
+            stream = torch.accelerator.current_stream()
+            last = self._last.get(stream.device_index)
+            if last is not None and last != stream:
+                stream.wait_stream(last)  # what it was given before reads and writes the same memory
+            yield
+            self._last[stream.device_index] = stream
+
     def is_capturing(self) -> bool:
-        return self.open is not None
+        return self.open is not None or bool(self._others_capture())
 
     def pool_bytes(self) -> int:
         return 0
@@ -169,10 +182,9 @@ class AcceleratorDevice(Device):
     def capture_stream(self, index: int | None) -> Any:
         """The stream that captures run on, one for each device of the kind."""
         number = torch.accelerator.current_device_index() if index is None else index
-        with self._lock:
-            if number not in self._streams:
-                self._streams[number] = torch.Stream(torch.device(self.name, number))
-            return self._streams[number]
+        if number not in self._streams:
+            self._streams[number] = torch.Stream(torch.device(self.name, number))
+        return self._streams[number]
 
 
 def _in_words(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -123,6 +124,10 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def takes(self, tensor: torch.Tensor) -> bool:
         """Whether a graph can have a tensor as input: this device's, plain and strided."""
+
+    def in_turn(self) -> contextlib.AbstractContextManager[None]:
+        """Around a capture, and around a replay with its copies: one after the other where graphs share memory."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:

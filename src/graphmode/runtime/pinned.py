@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from graphmode.devices.adapter import Capabilities, DeviceGraph
+from graphmode.devices.adapter import Device, DeviceGraph
 from graphmode.runtime.slots import Slots
 
 
@@ -34,10 +34,11 @@ class PinnedGraphs:
     A signature may have several: models of one architecture share a region, and each has weights of its own.
     """
 
-    def __init__(self, written: Collection[int], capabilities: Capabilities) -> None:
+    def __init__(self, written: Collection[int], device: Device) -> None:
         self.table: dict[tuple[Hashable, tuple[int, ...]], Pinned] = {}  # by signature and the weights' addresses
         self._written = written
-        self._fresh = capabilities.fresh_outputs
+        self._device = device
+        self._fresh = device.capabilities.fresh_outputs
         self._before: dict[int, StorageWeakRef] = {}  # memory of the inputs of the last live call
         self._travels: set[int] = set()  # inputs that were elsewhere at a later call
 
@@ -84,11 +85,12 @@ class PinnedGraphs:
 
     def replay(self, pinned: Pinned, args: Sequence[Any]) -> tuple[Any, ...]:
         """Runs a graph on a call's values."""
-        pinned.slots.fill(args)
         pinned.replays += 1
-        tensors = pinned.graph.replay([])
-        results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
-        return self.hand_out(pinned.slots, results, args)
+        with self._device.in_turn():
+            pinned.slots.fill(args)
+            tensors = pinned.graph.replay([])
+            results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
+            return self.hand_out(pinned.slots, results, args)
 
     def hand_out(self, slots: Slots, results: Sequence[Any], args: Sequence[Any]) -> tuple[Any, ...]:
         """Gives back what was written, and makes the results the caller's."""

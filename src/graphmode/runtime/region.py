@@ -84,7 +84,7 @@ class Region:
         self._device = device_named(device if options.device == "auto" else options.device)
         capabilities = self._device.capabilities
         self._handed_on = handed_on(gm) if capabilities.rebind_inputs else set()
-        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, capabilities)
+        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, self._device)
         self.modes = modes
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
@@ -201,7 +201,8 @@ class Region:
                 return self._live_because(_PUT_OFF, None, args)
             self.counters.warmups += 1
             return self.live(args)
-        return self._capture(key, args)
+        with self._device.in_turn():
+            return self._capture(key, args)
 
     def _live_because(self, reason: str, line: str | None, args: Sequence[Any]) -> tuple[Any, ...]:
         self.fall_back(reason, None, line)
