@@ -17,5 +17,9 @@ def register() -> tuple[str, ...]:
 
     from ascend_sim import _kernels
 
-    registered = torch._C._dispatch_get_registrations_for_dispatch_key("PrivateUse1")
-    return tuple(_kernels.take_over(sorted(name[6:] for name in registered if name.startswith("aten::"))))
+    def aten(key: str) -> list[str]:
+        registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+        return sorted(name[6:] for name in registered if name.startswith("aten::"))
+
+    _kernels.take_over_gradients(aten("AutogradPrivateUse1"))
+    return tuple(_kernels.take_over(aten("PrivateUse1")))

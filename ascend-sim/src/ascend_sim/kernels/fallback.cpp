@@ -431,6 +431,25 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) 
   enqueue(call.name, call.device, std::move(work), std::move(used));
 }
 
+// What torch_npu differentiates by functions of its own, which call kernels that are not here, becomes what PyTorch
+// does: the op itself where nobody needs gradients, else the ops that it is made of.
+void differentiated(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  bool grad = false;
+  if (at::GradMode::is_enabled()) {
+    for (const auto& argument : torch::jit::last(*stack, op.schema().arguments().size())) {
+      for_tensors(argument, [&](const at::Tensor& t) { grad = grad || t.requires_grad(); });
+    }
+  }
+  if (grad) {
+    const bool made_of_others = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+    op.callBoxedForDispatchKey(
+        made_of_others ? c10::DispatchKey::CompositeImplicitAutograd : c10::DispatchKey::Autograd, *stack);
+    return;
+  }
+  at::AutoDispatchBelowAutograd below;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
 }  // namespace
 
 // Takes the place of torch_npu's own kernels; called once, after they are registered.
@@ -454,6 +473,28 @@ std::vector<std::string> take_over(const std::vector<std::string>& names) {
     if (view)
       continue;
     held.back()->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    taken.push_back(full);
+  }
+  return taken;
+}
+
+// The same for the functions that torch_npu differentiates itself.
+std::vector<std::string> take_over_gradients(const std::vector<std::string>& names) {
+  static std::vector<std::unique_ptr<torch::Library>> held;
+  held.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1,
+                                                  __FILE__, __LINE__));
+  std::vector<std::string> taken;
+  for (const auto& full : names) {
+    const auto dot = full.find('.');
+    const std::string name = full.substr(0, dot), overload = dot == std::string::npos ? "" : full.substr(dot + 1);
+    auto op = c10::Dispatcher::singleton().findSchema({"aten::" + name, overload});
+    if (!op || stays(name))
+      continue;
+    if (!op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+        !op->hasKernelForDispatchKey(c10::DispatchKey::Autograd)) {
+      continue;
+    }
+    held.back()->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&differentiated>());
     taken.push_back(full);
   }
   return taken;
