@@ -109,22 +109,6 @@ def test_a_cache_is_written_where_it_lies_and_may_move() -> None:
         assert mine.data_ptr() == home
 
 
-def test_calls_on_other_streams_follow_one_another() -> None:
-    model, streams = net(), [torch.npu.Stream() for _ in range(3)]
-    g, x = compiled(model), torch.randn(64, 16, device="npu")
-    for _ in range(3):
-        g(x)
-    held, want = [], []
-    for i in range(12):
-        y = torch.randn(64, 16, device="npu")
-        torch.npu.synchronize()
-        with torch.npu.stream(streams[i % 3]):
-            held.append(g(y))
-        want.append((streams[i % 3], y))
-    torch.npu.synchronize()
-    assert_same(held, [model(y) for _, y in want])
-
-
 def test_without_memory_for_a_graph_the_call_runs_and_says_so() -> None:
     f = lambda x: (x.exp() + 1).sum(0)  # noqa: E731
     g, x = compiled(f), torch.randn(2**20, 8, device="npu")
@@ -137,6 +121,65 @@ def test_without_memory_for_a_graph_the_call_runs_and_says_so() -> None:
             assert_same(g(x), f(x))
     finally:
         ascend_sim.fail_allocation(0)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: x * torch.rand(()) + 1,
+        lambda x: (x + 1, torch.rand(3)),
+        lambda x: (x * 2).to("cpu"),
+        lambda x: (x * 2).to("cpu", non_blocking=True),
+        lambda x: x + torch.arange(4, device="cpu").to(x.device),
+    ],
+    ids=["a number of the host", "a result of the host", "to the host", "to the host later", "from the host"],
+)
+def test_what_the_host_does_is_done_at_every_call(f: Function) -> None:
+    g = compiled(f)
+    for i in range(6):
+        x = torch.full((4,), float(i), device="npu")
+        torch.manual_seed(i)
+        got = g(x)
+        torch.manual_seed(i)
+        want = f(x)
+        torch.npu.synchronize()
+        assert_same(got, want)
+    assert reasons()
+
+
+def test_a_custom_op_runs_at_every_call() -> None:
+    seen: list[int] = []
+
+    @torch.library.custom_op("ascend_tests::note", mutates_args=())
+    def note(x: Tensor) -> Tensor:
+        seen.append(1)
+        return x + len(seen)
+
+    note.register_fake(torch.empty_like)
+    g, x = compiled(lambda x: note(x * 2) + 1), torch.ones(3, device="npu")
+    for i in range(5):
+        assert g(x).sum().item() == 3 * (2 + (i + 1) + 1)
+    assert len(seen) == 5 and any("custom op" in r for r in reasons())
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: x.view(torch.int32), lambda x: x.t(), lambda x: x[1:], lambda x: (x * 2).view(torch.int16), lambda x: x],
+    ids=["input, other dtype", "transposed", "a part", "result, other dtype", "the input"],
+)
+def test_results_that_are_views(f: Function) -> None:
+    g, home = compiled(lambda x: (f(x), x + 1)), torch.randn(6, 4, device="npu")
+    for i in range(6):
+        x = home if i % 2 else torch.randn(6, 4, device="npu")
+        assert_same(g(x), (f(x), x + 1))
+
+
+def test_verify_says_that_it_cannot() -> None:
+    g, x = compiled(lambda c, x: c.add_(x), verify=True), torch.ones(3, device="npu")
+    mine, theirs = torch.zeros(3, device="npu"), torch.zeros(3, device="npu")
+    for _ in range(5):
+        assert_same(g(mine, x), theirs.add_(x))
+    assert any("not verified" in note for note in graphmode.report().notes)
 
 
 def test_an_op_that_no_graph_can_hold_runs_between_two() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,33 @@ from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBy
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
+_FULL = "the device has no stream left for another graph: graphs and streams share a budget"
 _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the device
     getattr(torch._C.DispatchKey, name)
-    for name in ("Python", "FuncTorchBatched", "FuncTorchGradWrapper", "Functionalize", "ZeroTensor")
+    for name in (
+        "Python",
+        "FuncTorchBatched",
+        "FuncTorchGradWrapper",
+        "Functionalize",
+        "ZeroTensor",
+        "Conjugate",
+        "Negative",
+    )
 )
+
+
+class _Held:
+    """A graph of torch's, which ends with the last reference to it."""
+
+    def __init__(self, device: AcceleratorDevice, graph: Any) -> None:
+        self.graph = graph
+        self.bytes = 0
+        self._device = device
+        device.held += 1
+
+    def __del__(self) -> None:
+        self.graph = None
+        self._device.dropped(self.bytes)
 
 
 class AcceleratorGraph(DeviceGraph):
@@ -32,7 +54,7 @@ class AcceleratorGraph(DeviceGraph):
 
     def __init__(self, device: AcceleratorDevice) -> None:
         self._device = device
-        self._graph: Any = None
+        self._held: _Held | None = None
         self._stream: Any = None
         self._results: list[torch.Tensor] | None = None
         self._bytes = GraphBytes(0, 0, 0)
@@ -44,46 +66,49 @@ class AcceleratorGraph(DeviceGraph):
         locate: Callable[[], str],
         constants: Sequence[torch.Tensor] | None,
     ) -> None:
-        if self._graph is not None:
+        if self._held is not None:
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
-        if self._device.open is not None:
+        if self._device.capturing_thread is not None:
             raise StateError("a capture is already open on this device: end it before you begin another")
+        if self._device.full:
+            raise CaptureError(_FULL, for_want_of_room=True)
         index = next((t.device.index for t in inputs if t is not None and t.device.type == self._device.name), None)
-        self._device.open = self
         self._before = self._device.reserved(index)
-        self._stream = self._device.capture_stream(index)
-        self._stream.wait_stream(torch.accelerator.current_stream(index))
-        self._stream.__enter__()
+        stream = self._device.capture_stream(index)
+        stream.wait_stream(torch.accelerator.current_stream(index))
+        graph = torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local")
+        stream.__enter__()
         try:
-            graph = torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local")
             graph.capture_begin()
         except RuntimeError as error:
-            self._leave()
-            raise CaptureError(_in_words(error), _in_words(error), None) from error
-        self._graph = graph
-        self._device.graphs += 1
-        self._ends = weakref.finalize(graph, self._device.dropped)  # nobody need call reset()
-        self._ends.atexit = False
+            stream.__exit__(None, None, None)
+            self._device.failed(graph)
+            raise _refused(error, self._device) from error
+        self._stream, self._held = stream, _Held(self._device, graph)
+        self._device.capturing_thread = threading.get_ident()
 
     def _leave(self) -> None:
-        self._device.open = None
+        self._device.capturing_thread = None
         self._stream.__exit__(None, None, None)
         self._stream = None
 
     def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:
-        if self._graph is None or self._stream is None:
+        if self._held is None or self._stream is None:
             raise StateError("capture_end without capture_begin")
-        index = self._stream.device.index
+        index = self._stream.device_index
         try:
-            self._graph.capture_end()
+            self._held.graph.capture_end()
         except RuntimeError as error:
-            raise CaptureError(_in_words(error), _in_words(error), None) from error
+            self._device.failed(self._held.graph)
+            raise _refused(error, self._device) from error
         finally:
             self._leave()
-        self._device.pool = self._graph.pool()
+        self._device.pool = self._held.graph.pool()
         self._results = list(outputs or [])
-        held = sum(t.untyped_storage().nbytes() for t in self._results)
-        self._bytes = GraphBytes(max(0, self._device.reserved(index) - self._before), held, 0)
+        kept = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in self._results}.values())
+        self._held.bytes = max(0, self._device.reserved(index) - self._before)
+        self._device.bytes += self._held.bytes
+        self._bytes = GraphBytes(self._held.bytes, kept, kept)
 
     def bytes(self) -> GraphBytes:
         return self._bytes
@@ -92,34 +117,32 @@ class AcceleratorGraph(DeviceGraph):
         return False  # not known, and nobody asks it of a device whose graphs move its generators themselves
 
     def instantiate(self, *, poison: bool) -> None:
-        if self._graph is None or self._results is None:
+        if self._results is None:
             raise StateError("nothing was captured: capture before you replay, and not after reset()")
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if self._graph is None or self._results is None:
+        held, results = self._held, self._results
+        if held is None or results is None:
             raise StateError("nothing was captured: capture before you replay, and not after reset()")
-        self._graph.replay()
-        return self._results
+        held.graph.replay()
+        return results
 
     def reset(self) -> None:
-        if self._stream is not None:
+        if self._stream is not None and self._held is not None:
             try:
-                self._graph.capture_end()  # of a capture whose work raised: the device has to leave it
+                self._held.graph.capture_end()  # of a capture whose work raised: the device has to leave it
             except RuntimeError:
-                pass
+                self._device.failed(self._held.graph)
             finally:
                 self._leave()
-        graph, self._graph, self._results = self._graph, None, None
-        if graph is not None:
-            graph.reset()
-            self._ends()
+        self._held, self._results = None, None
 
     def debug_dump(self) -> str:
-        if self._graph is None:
+        if self._held is None:
             return "empty graph"
         with TemporaryDirectory() as folder:
             path = Path(folder) / "graph"
-            self._graph.debug_dump(str(path))
+            self._held.graph.debug_dump(str(path))
             found = sorted(Path(folder).iterdir())
             return "\n".join(f.read_text() for f in found)
 
@@ -135,8 +158,11 @@ class AcceleratorDevice(Device):
             raise UnsupportedError(f"no {name} is there: torch.accelerator finds {found}")
         self.name = name
         self.pool: tuple[int, int] | None = None
-        self.graphs = 0  # that live
-        self.open: AcceleratorGraph | None = None
+        self.held = 0  # graphs that live
+        self.bytes = 0  # of the pool, as far as it grew in captures
+        self.full = False  # no stream is left for another graph
+        self.capturing_thread: int | None = None
+        self._failed: list[Any] = []
         self._streams: dict[int, Any] = {}
         self._turn = threading.RLock()
         self._last: dict[int, Any] = {}  # by device, the stream that replayed last
@@ -159,21 +185,30 @@ class AcceleratorDevice(Device):
             last = self._last.get(stream.device_index)
             if last is not None and last != stream:
                 stream.wait_stream(last)  # what it was given before reads and writes the same memory
-            yield
             self._last[stream.device_index] = stream
+            yield
 
     def is_capturing(self) -> bool:
-        return self.open is not None or bool(self._others_capture())
+        return self.capturing_thread == threading.get_ident() or bool(self._others_capture())
 
     def pool_bytes(self) -> int:
-        return 0
+        return self.bytes
 
-    def dropped(self) -> None:
+    def dropped(self, pool_bytes: int) -> None:
         """A graph is gone: with the last one the pool ends, and its memory goes back to the device."""
-        self.graphs -= 1
-        if self.graphs == 0:
-            self.pool = None
+        self.held -= 1
+        self.freed += 1
+        self.full = False
+        self.bytes -= pool_bytes
+        if self.held == 0:
+            self.pool, self.bytes = None, 0
             torch.accelerator.empty_cache()
+
+    def failed(self, graph: Any) -> None:
+        """A capture that could not begin, or end: the allocator still knows its graph, and its pool is not to be used
+        by another."""
+        self._failed.append(graph)
+        self.pool = None
 
     def reserved(self, index: int | None) -> int:
         """Bytes that torch's allocator holds of a device."""
@@ -187,11 +222,12 @@ class AcceleratorDevice(Device):
         return self._streams[number]
 
 
-def _in_words(error: BaseException) -> str:
-    text = str(error)
+def _refused(error: BaseException, device: AcceleratorDevice) -> CaptureError:
+    text = str(error).strip()
     if any(mark in text.lower() for mark in _NO_GRAPH_LEFT):
-        return "the device has no stream left for another graph: graphs and streams share a budget"
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        device.full = True
+        return CaptureError(_FULL, for_want_of_room=True)
+    return CaptureError(text.splitlines()[0] if text else type(error).__name__)
 
 
 npu = partial(AcceleratorDevice, "npu")

@@ -116,6 +116,7 @@ class Device(abc.ABC):
 
     name: str
     capabilities: Capabilities
+    freed = 0  # graphs that are gone: what was refused for want of room is tried again after one
 
     @abc.abstractmethod
     def graph(self) -> DeviceGraph:

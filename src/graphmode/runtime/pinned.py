@@ -95,7 +95,8 @@ class PinnedGraphs:
     def hand_out(self, slots: Slots, results: Sequence[Any], args: Sequence[Any]) -> tuple[Any, ...]:
         """Gives back what was written, and makes the results the caller's."""
         slots.give_back(args, self._written)
-        changed = [args[i] for i in self._written if not args[i].is_inference()]
+        written = [args[i] for i in self._written if isinstance(args[i], torch.Tensor)]
+        changed = [t for t in written if not t.is_inference()]
         torch.autograd.graph.increment_version(changed)  # saves for a backward pass notice
         return slots.hand_out(results, args, fresh=self._fresh)
 

@@ -67,7 +67,7 @@ class Region:
         self.options = options
         self.counters = Counters()
         self.graphs: dict[int, DeviceGraph] = {}
-        self.refused: dict[Hashable, tuple[str, str | None]] = {}
+        self.refused: dict[Hashable, tuple[str, str | None, int | None]] = {}  # reason, line; graphs gone by then
         self.on_death: weakref.finalize[..., Region] | None = None
         (output,) = gm.graph.find_nodes(op="output")
         self.single_result = not isinstance(output.args[0], (tuple, list))
@@ -97,7 +97,7 @@ class Region:
             self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
-        found = find_breaks(gm)
+        found = find_breaks(gm, None if capabilities.capture_executes else self._device.name)
         if found and options.mode != "eager":
             self._split(found)
 
@@ -181,28 +181,39 @@ class Region:
         if reason is not None:
             return self._live_because(reason, None, args)
         key = signature_of(args, given)
-        with self._lock:
-            if key in self.refused:
-                known, line = self.refused[key]
-                return self._live_because(known, line, args)
-            ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
-            wanted = ready is None and self._admission.wants(hash(key))
-            put_off = self._admission.puts_off(hash(key))
-            too_large = wanted and self._admission.too_large(args, given)
-        if self._pinned is not None and ready is not None:
-            self.counters.replays += 1
-            return self._pinned.replay(ready, args)
+        with self._device.in_turn():  # one after the other: who waited here may find what another thread captured
+            with self._lock:
+                ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
+                refused = None if ready is not None else self._refused(key)
+                wanted = ready is None and refused is None and self._admission.wants(hash(key))
+                put_off = self._admission.puts_off(hash(key))
+                too_large = wanted and self._admission.too_large(args, given)
+            if self._pinned is not None and ready is not None:
+                self.counters.replays += 1
+                return self._pinned.replay(ready, args)
+            if wanted and not too_large:
+                return self._capture(key, args)
+        if refused is not None:
+            return self._live_because(*refused, args)
         if too_large:
             return self._live_because(_OVER_CAP, None, args)
-        if not wanted:
-            if self._pinned is not None:
-                self._pinned.seen(args)
-            if put_off:
-                return self._live_because(_PUT_OFF, None, args)
-            self.counters.warmups += 1
-            return self.live(args)
-        with self._device.in_turn():
-            return self._capture(key, args)
+        if self._pinned is not None:
+            self._pinned.seen(args)
+        if put_off:
+            return self._live_because(_PUT_OFF, None, args)
+        self.counters.warmups += 1
+        return self.live(args)
+
+    def _refused(self, key: Hashable) -> tuple[str, str | None] | None:
+        """Why a signature has no graph, and the line; None where one may be tried, for the first time or again."""
+        reason, line, freed = self.refused.get(key, (None, None, None))
+        if reason is None:
+            return None
+        if freed is not None and freed != self._device.freed:
+            del self.refused[key]
+            self._admission.stale(hash(key))
+            return None
+        return reason, line
 
     def _live_because(self, reason: str, line: str | None, args: Sequence[Any]) -> tuple[Any, ...]:
         self.fall_back(reason, None, line)
@@ -222,7 +233,7 @@ class Region:
             if (stale := pinned.drop_moved(key, args)) is not None:
                 self._drop(stale)
                 self._admission.stale(hash(key))  # it is captured by this call
-            elif pinned.serves(key):
+            elif pinned.serves(key) and not self._admission.puts_off(hash(key)):
                 self._admission.stale(hash(key))  # the program is warm, for other weights
         return found
 
@@ -256,7 +267,7 @@ class Region:
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
-        executes = self._device.capabilities.capture_executes
+        executes, ran = self._device.capabilities.capture_executes, False
         try:
             graph.capture_begin(inputs, located.line, self._constants)
             try:
@@ -267,6 +278,7 @@ class Region:
                     raise
                 located.blame()  # nothing ran: if the call raises by itself, it does so again, live
                 raise _not_captured(error, located) from error
+            ran = True
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
             held = graph.bytes()
             pinned = self._keep(key, graph, args, results, slots, located.resume)
@@ -274,9 +286,13 @@ class Region:
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
             graph.reset()
+            if executes and not ran:  # raised by a call of the program
+                raise
+            if not executes:  # what raises by itself, too, was no fault of the capture
+                results = self.live(args)
+                self._refuse(key, error, located)
+                return results
             self._refuse(key, error, located)
-            if not executes:
-                return self._serve(args) if self.parts is not None else self.live(args)
             pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
         except BaseException:
             graph.reset()
@@ -292,9 +308,12 @@ class Region:
     def _refuse(self, key: Hashable, error: CaptureError, located: Located) -> None:
         with self._lock:
             if located.culprit is not None and self.parts is None:
+                if self._pinned is not None:
+                    self.clear()  # a program in parts has no graph of the whole
                 self._split({located.culprit: error.reason})
             else:
-                self.refused[key] = (error.reason, error.line)
+                freed = self._device.freed if error.for_want_of_room else None
+                self.refused[key] = (error.reason, error.line, freed)
                 if len(self.refused) > _REFUSALS_REMEMBERED:
                     del self.refused[next(iter(self.refused))]
         self.counters.live_calls += 1
@@ -384,6 +403,9 @@ class Region:
         if opaque is not None:
             self.counters.note(f"not verified: {_name(opaque.target)} would run twice")
             return
+        if not self._device.capabilities.capture_executes:
+            self.counters.note("not verified: a graph of this device runs on its own memory only")
+            return
         try:
             with self.modes.undone_by_an_error():
                 found = difference(graph, self.live, args, self._written)
@@ -416,8 +438,7 @@ class Region:
             _C.give_back_free_memory()
 
     def _drop(self, gone: DeviceGraph) -> None:
-        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
-        gone.reset()
+        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}  # its end; a thread in a replay holds it
         self.counters.evictions += 1
 
     def clear(self) -> None:
@@ -425,8 +446,6 @@ class Region:
         with self._lock:
             for number in list(self.graphs):
                 _C.runner_drop(self.run, number)
-            for graph in self.graphs.values():
-                graph.reset()
             self.graphs.clear()
             self._resumes.clear()
             if self._pinned is not None:
@@ -454,10 +473,10 @@ class Region:
 def _not_captured(error: Exception, located: Located) -> CaptureError:
     if isinstance(error, torch.OutOfMemoryError):
         located.culprit = None  # no one call's fault
-        return CaptureError(_OUT_OF_MEMORY, _OUT_OF_MEMORY, located.line())
+        return CaptureError(_OUT_OF_MEMORY, line=located.line(), for_want_of_room=True)
     op = _name(located.node.target) if located.node is not None else "the program"
     reason = f"{op} can't be captured: {_first_line(error)}"
-    return CaptureError(reason, reason, located.line())
+    return CaptureError(reason, line=located.line())
 
 
 def _first_line(error: Exception) -> str:

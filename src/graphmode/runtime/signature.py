@@ -25,7 +25,8 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
         if i in handed_on:
             parts.append((type(arg), arg.dtype, arg.requires_grad, arg.is_inference()))
         elif isinstance(arg, torch.Tensor):
-            alias = storages.setdefault(arg.untyped_storage()._cdata, (i, arg.storage_offset()))
+            begin = arg.storage_offset() * arg.element_size()  # bytes: inputs of one storage may differ in dtype
+            alias = storages.setdefault(arg.untyped_storage()._cdata, (i, begin))
             parts.append(
                 (
                     type(arg),
@@ -36,7 +37,7 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
                     arg.is_inference(),
                     arg.is_conj(),
                     arg.is_neg(),
-                    alias[0] if alias[0] == i else (alias[0], arg.storage_offset() - alias[1]),
+                    alias[0] if alias[0] == i else (alias[0], begin - alias[1]),
                 )
             )
         elif type(arg) is int or is_opaque_value_type(type(arg)):

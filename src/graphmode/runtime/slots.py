@@ -110,17 +110,27 @@ class Slots:
             given = args[position]
             if id(result) == same:
                 return given
-            return given.as_strided(
-                result.shape, result.stride(), given.storage_offset() + result.storage_offset() - offset
-            )
+            moved = (given.storage_offset() - offset) * given.element_size()
+            if result.dtype == given.dtype and not (result.is_conj() or result.is_neg()):
+                return given.as_strided(
+                    result.shape, result.stride(), result.storage_offset() + moved // given.element_size()
+                )
+            return _like(result, given.untyped_storage(), moved)
         if fresh:
             return result
         if storage._cdata not in copies:  # results that are views of one another stay so
             whole = torch.empty(0, dtype=torch.uint8, device=result.device).set_(storage)
             copies[storage._cdata] = whole.clone()
-        memory = copies[storage._cdata].untyped_storage()
-        view = torch.empty(0, dtype=result.dtype, device=result.device)
-        return view.set_(memory, result.storage_offset(), result.shape, result.stride())
+        return _like(result, copies[storage._cdata].untyped_storage(), 0)
+
+
+def _like(tensor: torch.Tensor, storage: torch.UntypedStorage, moved: int) -> torch.Tensor:
+    """The tensor as it is, over another storage, so many bytes further on."""
+    offset = tensor.storage_offset() + moved // tensor.element_size()
+    view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    view = view.set_(storage, offset, tensor.shape, tensor.stride())
+    view = view.conj() if tensor.is_conj() else view
+    return torch._neg_view(view) if tensor.is_neg() else view
 
 
 def _spans(args: Sequence[Any]) -> list[_Span]:
