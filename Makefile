@@ -1,13 +1,15 @@
 # Two commands that always work on a fresh clone: `make demo` and `make test`. `make help` lists the rest.
 VENV := .venv
 PY := $(VENV)/bin/python
+NPY := .venv-ascend/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h src/graphmode/native/*.py) setup.py
+CPP := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h ascend-sim/src/ascend_sim/*/*.cpp ascend-sim/src/ascend_sim/*/*.h)
 WORKERS := 2
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity tests/integration
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm test-vllm test-vllm-0.23 demo-vllm bench-vllm vllm-answers vllm-soak vllm-models native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm test-vllm-0.23 demo-vllm bench-vllm vllm-answers vllm-soak vllm-models install-ascend test-ascend native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +58,21 @@ vllm-soak: install-vllm  ## 5,000 requests to the server, eager and graph mode; 
 vllm-models: install-vllm  ## 27 architectures and 34 features of vLLM against eager; writes docs/vllm-models.md
 	$(PY) tests/integration/vllm/matrix.py --out docs/vllm-models.md
 
+install-ascend: install build/.ascend  ## torch_npu over the emulated runtime, in an environment of its own
+
+build/.ascend: requirements-ascend.txt $(wildcard ascend-sim/src/ascend_sim/*/*.cpp ascend-sim/src/ascend_sim/*/*.h ascend-sim/setup.py ascend-sim/pyproject.toml) pyproject.toml
+	@test -x $(NPY) || $${PYTHON:-python3} -m venv .venv-ascend
+	$(NPY) -m pip install -q --disable-pip-version-check "torch==$$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.txt)"
+	$(NPY) -m pip install -q --disable-pip-version-check -r requirements-ascend.txt -c requirements.txt
+	MAX_JOBS=$(WORKERS) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(NPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e ascend-sim
+	GRAPHMODE_PYTHON_ONLY=1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(NPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU
+	.venv-ascend/bin/ascend-sim check
+	cd ascend-sim && ../$(NPY) -m pytest --timeout=120 tests
+	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest --timeout=120 tests/ascend
+
 native: build/.native
 
 build/.native: $(NATIVE) $(STAMP)
@@ -73,7 +90,7 @@ test: install lint types  ## what CI runs; vLLM's part of it where vLLM is insta
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror src/graphmode/native/*.cpp src/graphmode/native/*.h
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 
 types: install
 	$(VENV)/bin/mypy
@@ -81,7 +98,7 @@ types: install
 format: install  ## format everything
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	$(VENV)/bin/clang-format -i src/graphmode/native/*.cpp src/graphmode/native/*.h
+	$(VENV)/bin/clang-format -i $(CPP)
 
 contract: install  ## contracts and units alone
 	$(PY) -m pytest -n $(WORKERS) tests/contract tests/unit

@@ -59,7 +59,8 @@ def graphmode_backend(
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args[:taken])  # Dynamo's own graph: eager's gradients
 
-    first = next((a.device.type for a in example_inputs if isinstance(a, torch.Tensor)), "cpu")
+    types = [a.device.type for a in example_inputs if isinstance(a, torch.Tensor)]
+    first = next((t for t in types if t != "cpu"), "cpu")  # a number may come on the host, beside the device's tensors
     device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
     owner = _owner(gm)
 

@@ -24,12 +24,18 @@ class OptionError(exc.ShortenTraceback, GraphModeError, ValueError):
 
 
 class CaptureError(GraphModeError):
-    """The work can't be captured as a graph; `reason` names the call, `line` the user's source line."""
+    """The work can't be captured as a graph; `reason` names the call, `line` the user's source line.
 
-    def __init__(self, message: str, reason: str | None = None, line: str | None = None) -> None:
+    `for_want_of_room`: the device has none for another graph now, and may have some when one is gone.
+    """
+
+    def __init__(
+        self, message: str, reason: str | None = None, line: str | None = None, for_want_of_room: bool = False
+    ) -> None:
         super().__init__(message)
         self.reason = reason or message
         self.line = line
+        self.for_want_of_room = for_want_of_room
 
 
 class StateError(GraphModeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,7 @@ def fresh_process_state() -> Iterator[None]:
     torch._dynamo.reset()
     graphmode.reset()
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_default_device(os.environ.get("GRAPHMODE_TEST_DEVICE"))
     torch.manual_seed(2013)
     torch.set_num_threads(1)  # workers share the cores; what needs two says so
     yield

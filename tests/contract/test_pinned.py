@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,6 +100,58 @@ def test_inputs_that_share_memory_go_on_sharing_it() -> None:
         assert_same(g(mine, mine[1]), f(theirs, theirs[1]))
         assert_same(mine, theirs)
         del keep
+
+
+def test_views_that_begin_elsewhere_in_their_storage_at_each_call() -> None:
+    """The signature has no offset: one graph serves every row."""
+    g, mine, theirs = compiled(lambda row: row.add_(1)), torch.zeros(5, 4), torch.zeros(5, 4)
+    with counted() as since:
+        for i in range(12):
+            row = (3 * i) % 5
+            assert_same(g(mine[row]), theirs[row].add_(1))
+            assert_same(mine, theirs)
+    assert since.replays >= 8
+
+
+def test_results_keep_their_dtype_and_lazy_bits() -> None:
+    f = lambda z: ((z * 2).conj(), torch.view_as_real(z), z.conj().imag, torch.view_as_real(z * 3))  # noqa: E731
+    g, home = compiled(f), torch.randn(4, dtype=torch.complex64)
+    for i in range(6):
+        z = home if i % 2 else torch.randn(4, dtype=torch.complex64)
+        got, want = g(z), f(z)
+        assert [(t.is_conj(), t.is_neg(), t.dtype) for t in got] == [(t.is_conj(), t.is_neg(), t.dtype) for t in want]
+        assert_same(got, want)
+
+
+def test_inputs_of_several_dtypes_in_one_storage() -> None:
+    """Distances count in bytes: the same numbers of elements apart may be other bytes apart."""
+    f = lambda a, b: a.sum() + b.sum()  # noqa: E731
+    g = compiled(f)
+    for begin in (0, 2, 0, 2, 4, 0, 2):
+        memory = torch.randn(64)
+        a, b = memory[begin : begin + 4], memory.view(torch.int16)[begin + 10 : begin + 14]
+        assert_same(g(a, b), f(a, b))
+
+
+def test_weights_of_two_models_take_turns_without_new_captures() -> None:
+    nets = [nn.Linear(4, 4) for _ in range(3)]
+    both, x = [compiled(n) for n in nets], torch.randn(2, 4)
+    with counted() as since:
+        for _ in range(8):
+            for g, n in zip(both, nets, strict=True):
+                assert_same(g(x), n(x))
+    assert since.captures == 3 and since.evictions == 0 and since.replays >= 18
+
+
+def test_a_graph_holds_no_weights() -> None:
+    net = nn.Linear(4, 4)
+    g, x, gone = compiled(net), torch.randn(2, 4), weakref.ref(net.weight)
+    for _ in range(4):
+        g(x)
+    net.weight = nn.Parameter(torch.randn(4, 4))
+    gc.collect()
+    assert gone() is None
+    assert_same(g(x), net(x))
 
 
 @pytest.mark.parametrize(

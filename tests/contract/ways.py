@@ -72,6 +72,18 @@ def _copy(t: Tensor) -> Tensor:
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t.detach())
 
 
+def rng_state() -> Tensor:
+    """The state of the generator that the tests' device draws from."""
+    device = torch.get_default_device()
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_rng_state(state: Tensor) -> None:
+    """Puts back what `rng_state` gave."""
+    device = torch.get_default_device()
+    (torch if device.type == "cpu" else torch.get_device_module(device)).set_rng_state(state)
+
+
 def beside_eager(way: Way, f: Function, batches: Iterable[Sequence[Any]], **options: Any) -> Any:
     """Calls compiled and eager on equal arguments, one batch after the other; returns the compiled function.
 
@@ -80,13 +92,13 @@ def beside_eager(way: Way, f: Function, batches: Iterable[Sequence[Any]], **opti
     g = way(f, **options)
     for i, args in enumerate(batches):
         mine = copies(args)
-        before = torch.get_rng_state()
+        before = rng_state()
         want = f(*args)
-        after = torch.get_rng_state()
-        torch.set_rng_state(before)
+        after = rng_state()
+        set_rng_state(before)
         assert_same(g(*mine), want, f"result of call {i}")
         assert_same(mine, list(args), f"arguments after call {i}")
-        assert torch.equal(torch.get_rng_state(), after), f"generator differs after call {i}"
+        assert torch.equal(rng_state(), after), f"generator differs after call {i}"
     return g
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from graphmode import _C
+from graphmode.devices.adapter import device_named
 from graphmode.runtime.signature import not_capturable, signature_of
 
 BASE = torch.arange(32.0)
@@ -88,7 +89,10 @@ class Sub(torch.Tensor):
 
 
 def test_what_no_graph_can_take_is_named() -> None:
-    assert not_capturable([torch.zeros(3), 4, torch.zeros(3).as_subclass(Sub), torch.zeros(3).t()]) is None
+    assert (
+        not_capturable(device_named("cpu"), [torch.zeros(3), 4, torch.zeros(3).as_subclass(Sub), torch.zeros(3).t()])
+        is None
+    )
     for bad, says in [
         (torch.eye(3).to_sparse(), "sparse"),
         (torch.zeros(3, device="meta"), "meta"),
@@ -96,5 +100,5 @@ def test_what_no_graph_can_take_is_named() -> None:
         (None, "NoneType"),
         ("x", "str"),
     ]:
-        reason = not_capturable([torch.zeros(3), bad])
+        reason = not_capturable(device_named("cpu"), [torch.zeros(3), bad])
         assert reason is not None and says in reason and "1" in reason

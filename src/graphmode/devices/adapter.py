@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -99,7 +100,7 @@ class DeviceGraph(abc.ABC):
 
     @abc.abstractmethod
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the graph on these inputs, and returns the outputs."""
+        """Runs the graph on these inputs, none where the device can't re-bind them, and returns the outputs."""
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -115,10 +116,19 @@ class Device(abc.ABC):
 
     name: str
     capabilities: Capabilities
+    freed = 0  # graphs that are gone: what was refused for want of room is tried again after one
 
     @abc.abstractmethod
     def graph(self) -> DeviceGraph:
         """A new, empty graph."""
+
+    @abc.abstractmethod
+    def takes(self, tensor: torch.Tensor) -> bool:
+        """Whether a graph can have a tensor as input: this device's, plain and strided."""
+
+    def in_turn(self) -> contextlib.AbstractContextManager[None]:
+        """Around a capture, and around a replay with its copies: one after the other where graphs share memory."""
+        return contextlib.nullcontext()
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:

@@ -148,6 +148,9 @@ class CpuDevice(Device):
     def graph(self) -> CpuGraph:
         return CpuGraph()
 
+    def takes(self, tensor: torch.Tensor) -> bool:
+        return _C.is_plain(tensor)
+
     def is_capturing(self) -> bool:
         return _C.is_capturing()
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
 from graphmode.errors import CaptureError, StateError
 
@@ -90,6 +91,9 @@ class NullDevice(Device):
 
     def graph(self) -> NullGraph:
         return NullGraph(self)
+
+    def takes(self, tensor: torch.Tensor) -> bool:
+        return _C.is_plain(tensor)
 
     def is_capturing(self) -> bool:
         return self.open is not None

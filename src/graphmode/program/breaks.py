@@ -8,7 +8,7 @@ import torch
 import torch.fx as fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from graphmode.program.effects import is_foreign_python, op_name
+from graphmode.program.effects import is_foreign_python, is_opaque, op_name
 
 
 def _values(value: Any) -> list[Any]:
@@ -52,10 +52,29 @@ def _inherits(node: fx.Node) -> bool:
     return made <= given
 
 
-def find_breaks(gm: fx.GraphModule) -> dict[fx.Node, str]:
-    """Breaks of a program with their reasons, in order."""
+def not_the_devices(node: fx.Node, device: str) -> str | None:
+    """Why a graph that keeps a device's kernels, and nothing that the host does, can't hold a call."""
+    target = node.target
+    name = op_name(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+    if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace != device:
+        return f"{name} is a custom op: what it does on the host would be lost in a graph of the {device}"
+    for value in [node, *node.all_input_nodes]:
+        for tensor in _values(value.meta.get("val", value.meta.get("example_value"))):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != device:
+                kind = tensor.device.type
+                return f"{name} has a tensor on the {kind}: a graph of the {device} holds the {device}'s work alone"
+    return None
+
+
+def find_breaks(gm: fx.GraphModule, device: str | None = None) -> dict[fx.Node, str]:
+    """Breaks of a program with their reasons, in order. `device`: whose kernels alone a graph keeps."""
     found = {}
     for node in gm.graph.nodes:
-        if node.op == "call_function" and (reason := break_reason(node)) is not None:
+        if node.op != "call_function":
+            continue
+        reason = break_reason(node)
+        if reason is None and device is not None:
+            reason = not_the_devices(node, device)
+        if reason is not None:
             found[node] = reason
     return found

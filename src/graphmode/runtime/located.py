@@ -33,6 +33,11 @@ class Located(fx.Interpreter):
             self.culprit = n
         return result
 
+    def blame(self) -> None:
+        """Says that the running node is the one that the device refused."""
+        if self.node is not None and self.node.op == "call_function":
+            self.culprit = self.culprit or self.node
+
     def line(self) -> str:
         """The user's line of the running node."""
         return line_of(self.node) if self.node is not None else ""

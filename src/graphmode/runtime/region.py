@@ -43,6 +43,7 @@ _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
 _PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
+_OUT_OF_MEMORY = "the device has no memory left for a graph of this size"
 _NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__, or a number is divided by 0 or beyond 64 bits"
 _NO_MODES = Modes()
 
@@ -66,7 +67,7 @@ class Region:
         self.options = options
         self.counters = Counters()
         self.graphs: dict[int, DeviceGraph] = {}
-        self.refused: dict[Hashable, tuple[str, str | None]] = {}
+        self.refused: dict[Hashable, tuple[str, str | None, int | None]] = {}  # reason, line; graphs gone by then
         self.on_death: weakref.finalize[..., Region] | None = None
         (output,) = gm.graph.find_nodes(op="output")
         self.single_result = not isinstance(output.args[0], (tuple, list))
@@ -83,7 +84,7 @@ class Region:
         self._device = device_named(device if options.device == "auto" else options.device)
         capabilities = self._device.capabilities
         self._handed_on = handed_on(gm) if capabilities.rebind_inputs else set()
-        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, capabilities)
+        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, self._device)
         self.modes = modes
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
@@ -96,7 +97,7 @@ class Region:
             self._live_as_long_as(owner)
         self.replayed = _C.runner_count(self.run)
         ledger.enter(self)
-        found = find_breaks(gm)
+        found = find_breaks(gm, None if capabilities.capture_executes else self._device.name)
         if found and options.mode != "eager":
             self._split(found)
 
@@ -176,31 +177,43 @@ class Region:
         if self.parts is not None:
             return self._in_parts(args)
         given = self._given(args)
-        reason = not_capturable(args, given)
+        reason = not_capturable(self._device, args, given)
         if reason is not None:
             return self._live_because(reason, None, args)
         key = signature_of(args, given)
-        with self._lock:
-            if key in self.refused:
-                known, line = self.refused[key]
-                return self._live_because(known, line, args)
-            ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
-            wanted = ready is None and self._admission.wants(hash(key))
-            put_off = self._admission.puts_off(hash(key))
-            too_large = wanted and self._admission.too_large(args, given)
-        if self._pinned is not None and ready is not None:
-            self.counters.replays += 1
-            return self._pinned.replay(ready, args)
+        with self._device.in_turn():  # one after the other: who waited here may find what another thread captured
+            with self._lock:
+                ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
+                refused = None if ready is not None else self._refused(key)
+                wanted = ready is None and refused is None and self._admission.wants(hash(key))
+                put_off = self._admission.puts_off(hash(key))
+                too_large = wanted and self._admission.too_large(args, given)
+            if self._pinned is not None and ready is not None:
+                self.counters.replays += 1
+                return self._pinned.replay(ready, args)
+            if wanted and not too_large:
+                return self._capture(key, args)
+        if refused is not None:
+            return self._live_because(*refused, args)
         if too_large:
             return self._live_because(_OVER_CAP, None, args)
-        if not wanted:
-            if self._pinned is not None:
-                self._pinned.seen(args)
-            if put_off:
-                return self._live_because(_PUT_OFF, None, args)
-            self.counters.warmups += 1
-            return self.live(args)
-        return self._capture(key, args)
+        if self._pinned is not None:
+            self._pinned.seen(args)
+        if put_off:
+            return self._live_because(_PUT_OFF, None, args)
+        self.counters.warmups += 1
+        return self.live(args)
+
+    def _refused(self, key: Hashable) -> tuple[str, str | None] | None:
+        """Why a signature has no graph, and the line; None where one may be tried, for the first time or again."""
+        reason, line, freed = self.refused.get(key, (None, None, None))
+        if reason is None:
+            return None
+        if freed is not None and freed != self._device.freed:
+            del self.refused[key]
+            self._admission.stale(hash(key))
+            return None
+        return reason, line
 
     def _live_because(self, reason: str, line: str | None, args: Sequence[Any]) -> tuple[Any, ...]:
         self.fall_back(reason, None, line)
@@ -216,9 +229,12 @@ class Region:
 
     def _find_pinned(self, pinned: PinnedGraphs, key: Hashable, args: Sequence[Any]) -> Pinned | None:
         found = pinned.find(key, args)
-        if found is None and (stale := pinned.drop_moved(key, args)) is not None:
-            self._drop(stale)
-            self._admission.stale(hash(key))  # it is captured by this call
+        if found is None:
+            if (stale := pinned.drop_moved(key, args)) is not None:
+                self._drop(stale)
+                self._admission.stale(hash(key))  # it is captured by this call
+            elif pinned.serves(key) and not self._admission.puts_off(hash(key)):
+                self._admission.stale(hash(key))  # the program is warm, for other weights
         return found
 
     # --- breaks -------------------------------------------------------------------------------------------------
@@ -251,14 +267,18 @@ class Region:
         slots = None if self._pinned is None else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
         inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
-        graph.capture_begin(inputs, located.line, self._constants)
+        executes, ran = self._device.capabilities.capture_executes, False
         try:
-            with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
-                results = self._flat(located.run(*given, enable_io_processing=False))
-        except BaseException:
-            graph.reset()
-            raise
-        try:
+            graph.capture_begin(inputs, located.line, self._constants)
+            try:
+                with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
+                    results = self._flat(located.run(*given, enable_io_processing=False))
+            except Exception as error:
+                if executes:  # it is the user's own
+                    raise
+                located.blame()  # nothing ran: if the call raises by itself, it does so again, live
+                raise _not_captured(error, located) from error
+            ran = True
             graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
             held = graph.bytes()
             pinned = self._keep(key, graph, args, results, slots, located.resume)
@@ -266,12 +286,19 @@ class Region:
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
             graph.reset()
+            if executes and not ran:  # raised by a call of the program
+                raise
+            if not executes:  # what raises by itself, too, was no fault of the capture
+                results = self.live(args)
+                self._refuse(key, error, located)
+                return results
             self._refuse(key, error, located)
-            if not self._device.capabilities.capture_executes:
-                return self.live(args)
             pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
+        except BaseException:
+            graph.reset()
+            raise
         if self._pinned is not None and slots is not None:
-            if pinned is not None and not self._device.capabilities.capture_executes:
+            if pinned is not None and not executes:
                 results = self._pinned.replay(pinned, args)
             else:
                 results = self._pinned.hand_out(slots, results, args)
@@ -281,9 +308,12 @@ class Region:
     def _refuse(self, key: Hashable, error: CaptureError, located: Located) -> None:
         with self._lock:
             if located.culprit is not None and self.parts is None:
+                if self._pinned is not None:
+                    self.clear()  # a program in parts has no graph of the whole
                 self._split({located.culprit: error.reason})
             else:
-                self.refused[key] = (error.reason, error.line)
+                freed = self._device.freed if error.for_want_of_room else None
+                self.refused[key] = (error.reason, error.line, freed)
                 if len(self.refused) > _REFUSALS_REMEMBERED:
                     del self.refused[next(iter(self.refused))]
         self.counters.live_calls += 1
@@ -325,7 +355,8 @@ class Region:
         pinned = None
         with self._lock:
             if self._pinned is not None and slots is not None:
-                pinned = self._pinned.table[key] = Pinned(graph, slots, _outputs(results))
+                pinned = Pinned(graph, slots, _outputs(results))
+                self._pinned.keep(key, pinned, args)
                 number = next(_numbers)
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
@@ -372,6 +403,9 @@ class Region:
         if opaque is not None:
             self.counters.note(f"not verified: {_name(opaque.target)} would run twice")
             return
+        if not self._device.capabilities.capture_executes:
+            self.counters.note("not verified: a graph of this device runs on its own memory only")
+            return
         try:
             with self.modes.undone_by_an_error():
                 found = difference(graph, self.live, args, self._written)
@@ -396,7 +430,7 @@ class Region:
         while self._pinned is not None and len(self._pinned.table) > keep:
             key = next(iter(self._pinned.table))
             gone = self._pinned.table.pop(key)
-            self._admission.dropped(hash(key), gone.replays)
+            self._admission.dropped(hash(key[0]), gone.replays)
             self._drop(gone.graph)
         if self.counters.evictions - self._trimmed >= _TRIM_EVERY:
             # What captures and graphs of ever other sizes leave in the heap is too small and scattered to be used.
@@ -404,8 +438,7 @@ class Region:
             _C.give_back_free_memory()
 
     def _drop(self, gone: DeviceGraph) -> None:
-        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}
-        gone.reset()
+        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}  # its end; a thread in a replay holds it
         self.counters.evictions += 1
 
     def clear(self) -> None:
@@ -435,6 +468,20 @@ class Region:
         total.graphs = len(self.graphs)
         total.replays += self.replayed.replays
         return total
+
+
+def _not_captured(error: Exception, located: Located) -> CaptureError:
+    if isinstance(error, torch.OutOfMemoryError):
+        located.culprit = None  # no one call's fault
+        return CaptureError(_OUT_OF_MEMORY, line=located.line(), for_want_of_room=True)
+    op = _name(located.node.target) if located.node is not None else "the program"
+    reason = f"{op} can't be captured: {_first_line(error)}"
+    return CaptureError(reason, line=located.line())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _name(target: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch._library.opaque_object import is_opaque_type, is_opaque_value_type
 
 from graphmode import _C
+from graphmode.devices.adapter import Device
 
 
 def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashable:
@@ -24,7 +25,8 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
         if i in handed_on:
             parts.append((type(arg), arg.dtype, arg.requires_grad, arg.is_inference()))
         elif isinstance(arg, torch.Tensor):
-            alias = storages.setdefault(arg.untyped_storage()._cdata, (i, arg.storage_offset()))
+            begin = arg.storage_offset() * arg.element_size()  # bytes: inputs of one storage may differ in dtype
+            alias = storages.setdefault(arg.untyped_storage()._cdata, (i, begin))
             parts.append(
                 (
                     type(arg),
@@ -35,7 +37,7 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
                     arg.is_inference(),
                     arg.is_conj(),
                     arg.is_neg(),
-                    alias[0] if alias[0] == i else (alias[0], arg.storage_offset() - alias[1]),
+                    alias[0] if alias[0] == i else (alias[0], begin - alias[1]),
                 )
             )
         elif type(arg) is int or is_opaque_value_type(type(arg)):
@@ -45,13 +47,14 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
     return tuple(parts)
 
 
-def not_capturable(args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
-    """Why no graph can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
+def not_capturable(device: Device, args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
+    """Why no graph of a device can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
-            if not _C.is_plain(arg):
+            if not device.takes(arg):
                 layout = str(arg.layout).removeprefix("torch.")
-                return f"input {i} is no plain strided CPU tensor ({type(arg).__name__}, {layout}, {arg.device})"
+                found = f"{type(arg).__name__}, {layout}, {arg.device}"
+                return f"input {i} is no plain strided {device.name.upper()} tensor ({found})"
         elif type(arg) is not int and not is_opaque_type(type(arg)):
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return _hidden_overlap([None if i in handed_on else a for i, a in enumerate(args)])

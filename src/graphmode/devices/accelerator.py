@@ -1,0 +1,234 @@
+"""Graphs of accelerators, by `torch.accelerator.Graph`: Ascend NPUs and Intel's XPUs, with no code of their own.
+
+All graphs of a device share one pool of memory: what one graph keeps for itself is given to the next, since replays
+follow one another. So inputs are copied in before a replay and results are copied out after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
+from graphmode.errors import CaptureError, StateError, UnsupportedError
+
+_NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
+_FULL = "the device has no stream left for another graph: graphs and streams share a budget"
+_NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the device
+    getattr(torch._C.DispatchKey, name)
+    for name in (
+        "Python",
+        "FuncTorchBatched",
+        "FuncTorchGradWrapper",
+        "Functionalize",
+        "ZeroTensor",
+        "Conjugate",
+        "Negative",
+    )
+)
+
+
+class _Held:
+    """A graph of torch's, which ends with the last reference to it."""
+
+    def __init__(self, device: AcceleratorDevice, graph: Any) -> None:
+        self.graph = graph
+        self.bytes = 0
+        self._device = device
+        device.held += 1
+
+    def __del__(self) -> None:
+        self.graph = None
+        self._device.dropped(self.bytes)
+
+
+class AcceleratorGraph(DeviceGraph):
+    """One graph of one device. A replay reads and writes the tensors of the capture."""
+
+    def __init__(self, device: AcceleratorDevice) -> None:
+        self._device = device
+        self._held: _Held | None = None
+        self._stream: Any = None
+        self._results: list[torch.Tensor] | None = None
+        self._bytes = GraphBytes(0, 0, 0)
+        self._before = 0
+
+    def capture_begin(
+        self,
+        inputs: Sequence[torch.Tensor | None],
+        locate: Callable[[], str],
+        constants: Sequence[torch.Tensor] | None,
+    ) -> None:
+        if self._held is not None:
+            raise StateError("this graph was captured already: call reset() first, or use a new Graph")
+        if self._device.capturing_thread is not None:
+            raise StateError("a capture is already open on this device: end it before you begin another")
+        if self._device.full:
+            raise CaptureError(_FULL, for_want_of_room=True)
+        index = next((t.device.index for t in inputs if t is not None and t.device.type == self._device.name), None)
+        self._before = self._device.reserved(index)
+        stream = self._device.capture_stream(index)
+        stream.wait_stream(torch.accelerator.current_stream(index))
+        graph = torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local")
+        stream.__enter__()
+        try:
+            graph.capture_begin()
+        except RuntimeError as error:
+            stream.__exit__(None, None, None)
+            self._device.failed(graph)
+            raise _refused(error, self._device) from error
+        self._stream, self._held = stream, _Held(self._device, graph)
+        self._device.capturing_thread = threading.get_ident()
+
+    def _leave(self) -> None:
+        self._device.capturing_thread = None
+        self._stream.__exit__(None, None, None)
+        self._stream = None
+
+    def capture_end(self, outputs: Sequence[torch.Tensor] | None) -> None:
+        if self._held is None or self._stream is None:
+            raise StateError("capture_end without capture_begin")
+        index = self._stream.device_index
+        try:
+            self._held.graph.capture_end()
+        except RuntimeError as error:
+            self._device.failed(self._held.graph)
+            raise _refused(error, self._device) from error
+        finally:
+            self._leave()
+        self._device.pool = self._held.graph.pool()
+        self._results = list(outputs or [])
+        kept = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in self._results}.values())
+        self._held.bytes = max(0, self._device.reserved(index) - self._before)
+        self._device.bytes += self._held.bytes
+        self._bytes = GraphBytes(self._held.bytes, kept, kept)
+
+    def bytes(self) -> GraphBytes:
+        return self._bytes
+
+    def draws_random_numbers(self) -> bool:
+        return False  # not known, and nobody asks it of a device whose graphs move its generators themselves
+
+    def instantiate(self, *, poison: bool) -> None:
+        if self._results is None:
+            raise StateError("nothing was captured: capture before you replay, and not after reset()")
+
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        held, results = self._held, self._results
+        if held is None or results is None:
+            raise StateError("nothing was captured: capture before you replay, and not after reset()")
+        held.graph.replay()
+        return results
+
+    def reset(self) -> None:
+        if self._stream is not None and self._held is not None:
+            try:
+                self._held.graph.capture_end()  # of a capture whose work raised: the device has to leave it
+            except RuntimeError:
+                self._device.failed(self._held.graph)
+            finally:
+                self._leave()
+        self._held, self._results = None, None
+
+    def debug_dump(self) -> str:
+        if self._held is None:
+            return "empty graph"
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "graph"
+            self._held.graph.debug_dump(str(path))
+            found = sorted(Path(folder).iterdir())
+            return "\n".join(f.read_text() for f in found)
+
+
+class AcceleratorDevice(Device):
+    """A kind of accelerator whose PyTorch extension registers a graph with `torch.accelerator.Graph`."""
+
+    capabilities = Capabilities(capture_executes=False, rebind_inputs=False, fresh_outputs=False)
+
+    def __init__(self, name: str) -> None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        if found is None or found.type != name:
+            raise UnsupportedError(f"no {name} is there: torch.accelerator finds {found}")
+        self.name = name
+        self.pool: tuple[int, int] | None = None
+        self.held = 0  # graphs that live
+        self.bytes = 0  # of the pool, as far as it grew in captures
+        self.full = False  # no stream is left for another graph
+        self.capturing_thread: int | None = None
+        self._failed: list[Any] = []
+        self._streams: dict[int, Any] = {}
+        self._turn = threading.RLock()
+        self._last: dict[int, Any] = {}  # by device, the stream that replayed last
+        module = torch.get_device_module(name)  # torch.accelerator can't be asked
+        self._others_capture: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
+
+    def graph(self) -> AcceleratorGraph:
+        return AcceleratorGraph(self)
+
+    def takes(self, tensor: torch.Tensor) -> bool:
+        if tensor.device.type != self.name or tensor.layout != torch.strided:
+            return False
+        keys = torch._C._dispatch_keys(tensor)
+        return not any(keys.has(key) for key in _NOT_PLAIN)
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        with self._turn:
+            stream = torch.accelerator.current_stream()
+            last = self._last.get(stream.device_index)
+            if last is not None and last != stream:
+                stream.wait_stream(last)  # what it was given before reads and writes the same memory
+            self._last[stream.device_index] = stream
+            yield
+
+    def is_capturing(self) -> bool:
+        return self.capturing_thread == threading.get_ident() or bool(self._others_capture())
+
+    def pool_bytes(self) -> int:
+        return self.bytes
+
+    def dropped(self, pool_bytes: int) -> None:
+        """A graph is gone: with the last one the pool ends, and its memory goes back to the device."""
+        self.held -= 1
+        self.freed += 1
+        self.full = False
+        self.bytes -= pool_bytes
+        if self.held == 0:
+            self.pool, self.bytes = None, 0
+            torch.accelerator.empty_cache()
+
+    def failed(self, graph: Any) -> None:
+        """A capture that could not begin, or end: the allocator still knows its graph, and its pool is not to be used
+        by another."""
+        self._failed.append(graph)
+        self.pool = None
+
+    def reserved(self, index: int | None) -> int:
+        """Bytes that torch's allocator holds of a device."""
+        return int(torch.accelerator.memory_reserved(index))
+
+    def capture_stream(self, index: int | None) -> Any:
+        """The stream that captures run on, one for each device of the kind."""
+        number = torch.accelerator.current_device_index() if index is None else index
+        if number not in self._streams:
+            self._streams[number] = torch.Stream(torch.device(self.name, number))
+        return self._streams[number]
+
+
+def _refused(error: BaseException, device: AcceleratorDevice) -> CaptureError:
+    text = str(error).strip()
+    if any(mark in text.lower() for mark in _NO_GRAPH_LEFT):
+        device.full = True
+        return CaptureError(_FULL, for_want_of_room=True)
+    return CaptureError(text.splitlines()[0] if text else type(error).__name__)
+
+
+npu = partial(AcceleratorDevice, "npu")
+xpu = partial(AcceleratorDevice, "xpu")
