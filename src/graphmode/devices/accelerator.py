@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes
+from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes, installed
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
+_RAW = "graphs of this device share one memory, which a raw graph's tensors can't: use torch.accelerator.Graph itself"
 _FULL = "the device has no stream left for another graph: graphs and streams share a budget"
 _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the device
     getattr(torch._C.DispatchKey, name)
@@ -68,6 +69,8 @@ class AcceleratorGraph(DeviceGraph):
     ) -> None:
         if self._held is not None:
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
+        if constants is None:
+            raise CaptureError(_RAW)
         if self._device.capturing_thread is not None:
             raise StateError("a capture is already open on this device: end it before you begin another")
         if self._device.full:
@@ -155,7 +158,9 @@ class AcceleratorDevice(Device):
     def __init__(self, name: str) -> None:
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None or found.type != name:
-            raise UnsupportedError(f"no {name} is there: torch.accelerator finds {found}")
+            raise UnsupportedError(
+                f"no {name} is there (torch.accelerator finds {found}); installed adapters: {installed()}"
+            )
         self.name = name
         self.pool: tuple[int, int] | None = None
         self.held = 0  # graphs that live

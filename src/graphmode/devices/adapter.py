@@ -142,6 +142,11 @@ class Device(abc.ABC):
 _found: dict[str, Device] = {}
 
 
+def installed() -> str:
+    """The device types that have an adapter, for messages."""
+    return ", ".join(sorted({e.name for e in entry_points(group="graphmode.devices")}))
+
+
 def has_adapter(name: str) -> bool:
     """Whether an adapter is installed for a device type."""
     return name in _found or any(e.name == name for e in entry_points(group="graphmode.devices"))
@@ -157,7 +162,7 @@ def device_named(name: str) -> Device:
         registered: dict[str, Any] = {e.name: e for e in entry_points(group="graphmode.devices")}
         if name not in registered:
             raise UnsupportedError(
-                f"no graph adapter for device {name!r}; installed: {', '.join(sorted(registered))}. "
+                f"no graph adapter for device {name!r}; installed: {installed()}. "
                 "An adapter is one file and an entry point in the group graphmode.devices"
             )
         _found[name] = registered[name].load()()
