@@ -17,7 +17,6 @@ namespace {
 using torch::jit::Stack;
 
 // --- what stays torch_npu's
-// -------------------------------------------------------------------------------------------
 
 bool stays(const std::string& name) {
   static const std::unordered_set<std::string> own = {
@@ -76,7 +75,6 @@ std::string on_cpu(const std::string& name) {
 }
 
 // --- values
-// -----------------------------------------------------------------------------------------------------------
 
 bool is_tensor_list(const c10::IValue& value) {
   return value.isTensorList() || value.isOptionalTensorList();
@@ -165,7 +163,6 @@ void for_tensors(const c10::IValue& value, const std::function<void(const at::Te
 }
 
 // --- one call
-// ---------------------------------------------------------------------------------------------------------
 
 struct Call {
   const c10::OperatorHandle& op;

@@ -422,7 +422,6 @@ EXPORT aclError aclmdlRIDebugPrint(aclmdlRI handle) {
 }
 
 // --- groups of tasks, and their update
-// ---------------------------------------------------------------------------------
 
 EXPORT aclError aclmdlRICaptureTaskGrpBegin(aclrtStream handle) {
   API(aclmdlRICaptureTaskGrpBegin);

@@ -142,7 +142,6 @@ EXPORT aclError aclrtCmoAsync(void*, size_t, aclrtCmoType, aclrtStream stream) {
 }
 
 // --- functions of the host
-// ---------------------------------------------------------------------------------------------
 
 EXPORT aclError aclrtLaunchHostFunc(aclrtStream stream, aclrtHostFunc fn, void* args) {
   API(aclrtLaunchHostFunc);
@@ -229,7 +228,6 @@ EXPORT aclError aclrtProcessReport(int32_t ms) {
 }
 
 // --- values in device memory that streams wait for
-// ---------------------------------------------------------------------
 
 namespace sim {
 namespace {

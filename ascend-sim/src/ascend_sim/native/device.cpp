@@ -256,7 +256,6 @@ EXPORT aclError aclrtDeviceEnablePeerAccess(int32_t, uint32_t) {
 }
 
 // --- cores: remembered, and without effect
-// -----------------------------------------------------------------------------
 
 EXPORT aclError aclrtGetDeviceResLimit(int32_t id, aclrtDevResLimitType type, uint32_t* value) {
   API(aclrtGetDeviceResLimit);
@@ -334,7 +333,6 @@ EXPORT aclError aclrtGetResInCurrentThread(aclrtDevResLimitType type, uint32_t* 
 }
 
 // --- what has no effect here
-// -------------------------------------------------------------------------------------------
 
 EXPORT aclError aclrtSetOpWaitTimeout(uint32_t) {
   API(aclrtSetOpWaitTimeout);

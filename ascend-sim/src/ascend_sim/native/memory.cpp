@@ -318,7 +318,6 @@ EXPORT aclError aclrtGetMemInfo(aclrtMemAttr, size_t* free, size_t* total) {
 }
 
 // --- addresses and physical memory apart: expandable segments
-// ----------------------------------------------------------
 
 EXPORT aclError aclrtReserveMemAddress(void** address, size_t bytes, size_t, void*, uint64_t) {
   API(aclrtReserveMemAddress);
@@ -428,7 +427,6 @@ EXPORT aclError aclrtUnmapMem(void* address) {
 }
 
 // --- pinned host memory
-// ------------------------------------------------------------------------------------------------
 
 EXPORT aclError aclrtMallocHost(void** address, size_t bytes) {
   API(aclrtMallocHost);
