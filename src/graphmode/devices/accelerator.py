@@ -7,6 +7,7 @@ follow one another. So inputs are copied in before a replay and results are copi
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,11 +17,14 @@ from typing import Any
 
 import torch
 
+from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes, installed
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
 _RAW = "graphs of this device share one memory, which a raw graph's tensors can't: use torch.accelerator.Graph itself"
+_NO_EXPANDING = "expandable_segments:False"  # the user's word on it
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_NPU_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _FULL = "the device has no stream left for another graph: graphs and streams share a budget"
 _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the device
     getattr(torch._C.DispatchKey, name)
@@ -42,12 +46,19 @@ class _Held:
     def __init__(self, device: AcceleratorDevice, graph: Any) -> None:
         self.graph = graph
         self.bytes = 0
-        self._device = device
+        self._device: AcceleratorDevice | None = device
         device.held += 1
+
+    def never_began(self) -> None:
+        """There is no graph: nothing of the pool is its own, and its end frees nothing."""
+        assert self._device is not None
+        self._device.held -= 1
+        self._device = None
 
     def __del__(self) -> None:
         self.graph = None
-        self._device.dropped(self.bytes)
+        if self._device is not None:
+            self._device.dropped(self.bytes)
 
 
 class AcceleratorGraph(DeviceGraph):
@@ -57,7 +68,7 @@ class AcceleratorGraph(DeviceGraph):
         self._device = device
         self._held: _Held | None = None
         self._stream: Any = None
-        self._results: list[torch.Tensor] | None = None
+        self._ready = False
         self._bytes = GraphBytes(0, 0, 0)
         self._before = 0
 
@@ -79,19 +90,23 @@ class AcceleratorGraph(DeviceGraph):
         self._before = self._device.reserved(index)
         stream = self._device.capture_stream(index)
         stream.wait_stream(torch.accelerator.current_stream(index))
-        graph = torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local")
+        held = _Held(self._device, torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local"))
         stream.__enter__()
         try:
-            graph.capture_begin()
+            held.graph.capture_begin()
         except RuntimeError as error:
             stream.__exit__(None, None, None)
-            self._device.failed(graph)
+            self._device.failed(held.graph)
+            held.never_began()
             raise _refused(error, self._device) from error
-        self._stream, self._held = stream, _Held(self._device, graph)
+        self._one_block = self._device.in_one_block()
+        self._one_block.__enter__()
+        self._stream, self._held = stream, held
         self._device.capturing_thread = threading.get_ident()
 
     def _leave(self) -> None:
         self._device.capturing_thread = None
+        self._one_block.__exit__(None, None, None)
         self._stream.__exit__(None, None, None)
         self._stream = None
 
@@ -107,11 +122,11 @@ class AcceleratorGraph(DeviceGraph):
         finally:
             self._leave()
         self._device.pool = self._held.graph.pool()
-        self._results = list(outputs or [])
-        kept = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in self._results}.values())
+        self._ready = True
+        results = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in outputs or []}
         self._held.bytes = max(0, self._device.reserved(index) - self._before)
         self._device.bytes += self._held.bytes
-        self._bytes = GraphBytes(self._held.bytes, kept, kept)
+        self._bytes = GraphBytes(self._held.bytes, sum(results.values()), 0)
 
     def bytes(self) -> GraphBytes:
         return self._bytes
@@ -120,15 +135,15 @@ class AcceleratorGraph(DeviceGraph):
         return False  # not known, and nobody asks it of a device whose graphs move its generators themselves
 
     def instantiate(self, *, poison: bool) -> None:
-        if self._results is None:
+        if not self._ready:
             raise StateError("nothing was captured: capture before you replay, and not after reset()")
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        held, results = self._held, self._results
-        if held is None or results is None:
+        held = self._held
+        if held is None or not self._ready:
             raise StateError("nothing was captured: capture before you replay, and not after reset()")
         held.graph.replay()
-        return results
+        return []
 
     def reset(self) -> None:
         if self._stream is not None and self._held is not None:
@@ -138,7 +153,7 @@ class AcceleratorGraph(DeviceGraph):
                 self._device.failed(self._held.graph)
             finally:
                 self._leave()
-        self._held, self._results = None, None
+        self._held, self._ready = None, False
 
     def debug_dump(self) -> str:
         if self._held is None:
@@ -153,7 +168,7 @@ class AcceleratorGraph(DeviceGraph):
 class AcceleratorDevice(Device):
     """A kind of accelerator whose PyTorch extension registers a graph with `torch.accelerator.Graph`."""
 
-    capabilities = Capabilities(capture_executes=False, rebind_inputs=False, fresh_outputs=False)
+    capabilities = Capabilities(capture_executes=False, rebind_inputs=False, fresh_outputs=False, keeps_memory=True)
 
     def __init__(self, name: str) -> None:
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -169,10 +184,11 @@ class AcceleratorDevice(Device):
         self.capturing_thread: int | None = None
         self._failed: list[Any] = []
         self._streams: dict[int, Any] = {}
-        self._turn = threading.RLock()
-        self._last: dict[int, Any] = {}  # by device, the stream that replayed last
+        self.turn = _C.Turn(name)
         module = torch.get_device_module(name)  # torch.accelerator can't be asked
         self._others_capture: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
+        set_for_all = torch._C._accelerator_setAllocatorSettings
+        self._set: Callable[[str], None] = getattr(module.memory, "_set_allocator_settings", set_for_all)
 
     def graph(self) -> AcceleratorGraph:
         return AcceleratorGraph(self)
@@ -184,14 +200,22 @@ class AcceleratorDevice(Device):
         return not any(keys.has(key) for key in _NOT_PLAIN)
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
-        with self._turn:
-            stream = torch.accelerator.current_stream()
-            last = self._last.get(stream.device_index)
-            if last is not None and last != stream:
-                stream.wait_stream(last)  # what it was given before reads and writes the same memory
-            self._last[stream.device_index] = stream
+    def in_one_block(self) -> Iterator[None]:
+        """What is allocated meanwhile lies in a block that grows: a larger graph takes the place of smaller ones.
+
+        Without it a pool has blocks of the sizes of its first graphs, which no larger tensor fits into.
+        """
+        wanted = not _C.expandable_segments() and not any(_NO_EXPANDING in os.environ.get(v, "") for v in _ALLOCATOR)
+        try:
+            if wanted:
+                self._set("expandable_segments:True")
+        except (RuntimeError, ValueError):
+            wanted = False  # not with this allocator, or not with the user's other settings
+        try:
             yield
+        finally:
+            if wanted:
+                self._set("expandable_segments:False")
 
     def is_capturing(self) -> bool:
         return self.capturing_thread == threading.get_ident() or bool(self._others_capture())

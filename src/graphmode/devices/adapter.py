@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 
+from graphmode import _C
 from graphmode.errors import UnsupportedError
 
 
@@ -21,6 +22,7 @@ class Capabilities:
     capture_executes: bool  # the captured calls ran: their results are the results of that call
     rebind_inputs: bool  # a replay may take inputs at other addresses; otherwise they are copied to fixed ones
     fresh_outputs: bool  # each replay hands out memory of its own
+    keeps_memory: bool = False  # what a capture allocated stays the graph's, whoever lets go of it
     max_graphs: int | None = None  # how many the device holds per compiled region
 
 
@@ -100,7 +102,10 @@ class DeviceGraph(abc.ABC):
 
     @abc.abstractmethod
     def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Runs the graph on these inputs, none where the device can't re-bind them, and returns the outputs."""
+        """Runs the graph on these inputs, none where the device can't re-bind them, and returns the outputs.
+
+        None are returned where they are the capture's own tensors.
+        """
 
     @abc.abstractmethod
     def reset(self) -> None:
@@ -116,6 +121,7 @@ class Device(abc.ABC):
 
     name: str
     capabilities: Capabilities
+    turn: _C.Turn | None = None  # where graphs share memory: who may use it
     freed = 0  # graphs that are gone: what was refused for want of room is tried again after one
 
     @abc.abstractmethod
@@ -126,9 +132,18 @@ class Device(abc.ABC):
     def takes(self, tensor: torch.Tensor) -> bool:
         """Whether a graph can have a tensor as input: this device's, plain and strided."""
 
-    def in_turn(self) -> contextlib.AbstractContextManager[None]:
-        """Around a capture, and around a replay with its copies: one after the other where graphs share memory."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def in_turn(self, args: Sequence[Any]) -> Iterator[None]:
+        """Around a capture for these arguments: captures and replays follow one another where graphs share memory."""
+        if self.turn is None:
+            yield
+            return
+        index = next((a.device.index for a in args if isinstance(a, torch.Tensor) and a.device.type == self.name), -1)
+        self.turn.take(index)
+        try:
+            yield
+        finally:
+            self.turn.leave()
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:

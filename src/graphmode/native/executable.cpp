@@ -663,7 +663,8 @@ void Executable::check_fork() {
   }
 }
 
-std::vector<at::Tensor> Executable::run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until) {
+std::vector<at::Tensor> Executable::run_until(at::ArrayRef<const at::Tensor*> inputs, const char* const* first,
+                                              int until) {
   check_fork();
   Instance* mine = nullptr;
   {

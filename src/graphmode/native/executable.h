@@ -7,6 +7,7 @@
 #include "arena.h"
 #include "held.h"
 #include "planner.h"
+#include "replayable.h"
 #include "row_chains.h"
 #include "tape.h"
 
@@ -83,18 +84,20 @@ at::Tensor over_input(const Tape& tape, const Value& v, const at::Tensor& input)
 
 class Instance;
 
-class Executable {
+class Executable final : public Replayable {
  public:
   // poison: fill arena and outputs with garbage before each replay.
   explicit Executable(std::shared_ptr<Plan> plan, bool poison = false);
-  ~Executable();
+  ~Executable() override;
   const Plan& plan() const {
     return *plan_;
   }
-  // Replays on these inputs (one per declared input; ignored where not plain) and returns the outputs. Thread-safe.
-  // `first`: the address of each one's first element.
+  InputUse use(size_t index, const at::Tensor& t) const override;
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first) override {
+    return run_until(inputs, first, -1);
+  }
   // `until`: stop before this node, or before the chain that holds it; -1 for all.
-  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until = -1);
+  std::vector<at::Tensor> run_until(at::ArrayRef<const at::Tensor*> inputs, const char* const* first, int until);
   size_t instances();
 
  private:

@@ -17,6 +17,7 @@
 #include "fast_call.h"
 #include "mode.h"
 #include "other_threads.h"
+#include "pinned.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
@@ -303,7 +304,7 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
     first.push_back(is_plain(t) ? static_cast<const char*>(t.mutable_data_ptr()) : nullptr);
   }
   py::gil_scoped_release no_gil;
-  return graph.run(pointers, first.data(), until);
+  return graph.run_until(pointers, first.data(), until);
 }
 
 // Address, dtype, sizes and strides of each tensor: equal bytes, equal places.
@@ -384,7 +385,8 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("nodes", &Capture::nodes)
       .def_property_readonly("random_nodes", &Capture::random_nodes);
 
-  py::class_<Executable, std::shared_ptr<Executable>>(m, "Executable")
+  py::class_<Replayable, std::shared_ptr<Replayable>>(m, "Replayable");
+  py::class_<Executable, Replayable, std::shared_ptr<Executable>>(m, "Executable")
       .def(py::init([](std::shared_ptr<Plan> plan, bool poison) {
              RecordingOff off;
              at::AutoDispatchBelowADInplaceOrView below;
@@ -422,6 +424,7 @@ PYBIND11_MODULE(_C, m) {
         return std::make_pair(p.offsets, p.total);
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
+  bind_pinned(m);
   bind_runner(m);
   bind_script(m);
   bind_mode(m);

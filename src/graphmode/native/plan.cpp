@@ -148,4 +148,36 @@ std::shared_ptr<Plan> make_plan(std::shared_ptr<Tape> tape, std::vector<OutputRe
   return plan;
 }
 
+InputUse Executable::use(size_t index, const at::Tensor& t) const {
+  InputUse use;
+  const auto& plan = *plan_;
+  const auto& tape = *plan.tape;
+  use.given = plan.input_given[index];
+  use.written = plan.input_written[index];
+  if (tape.inputs[index] < 0) {
+    return use;
+  }
+  const auto& v = tape.values[tape.inputs[index]];
+  const auto& owner = tape.buffers[v.buffer];
+  if (owner.input != static_cast<int>(index)) {
+    use.alias_of = owner.input;
+    return use;
+  }
+  const auto item = static_cast<int64_t>(t.itemsize());
+  const auto [lo, hi] = plan.input_extent[index];
+  use.lo = lo - v.offset * item;
+  use.hi = hi - v.offset * item;
+  int64_t last = 0;
+  for (size_t d = 0; d < v.sizes.size(); ++d) {
+    last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
+  }
+  // looks outside its own extent: as_strided, or an alias beside it. An empty tensor has none to look outside of.
+  const bool outside = t.numel() != 0 && (use.lo < 0 || use.hi > (last + 1) * item);
+  use.absolute = plan.input_absolute[index] || outside;
+  use.align = plan.input_align[index];
+  use.offset = v.offset;
+  use.needs = hi;
+  return use;
+}
+
 }  // namespace graphmode

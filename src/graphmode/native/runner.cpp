@@ -30,6 +30,7 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   c10::DispatchKeySet keys;
   caffe2::TypeMeta dtype;
   bool given = false;          // handed on: its sizes and its place matter to the op alone
+  const char* home = nullptr;  // the address that the graph reads it at
   bool placed = false;         // the place in the storage matters:
   bool absolute = false;       // must be the same; else only the rest by `align` bytes
   int64_t storage_offset = 0;  // elements, at capture
@@ -50,7 +51,7 @@ struct Entry {
   Mode mode;
   std::vector<ArgCheck> args;
   std::vector<int64_t> dims;  // sizes and strides of the arguments, one after the other
-  std::shared_ptr<Executable> graph;
+  std::shared_ptr<Replayable> graph;
   std::vector<std::pair<size_t, THPObjectPtr>> objects;  // arguments of ArgCheck::Object
   std::vector<std::pair<int, THPObjectPtr>> outputs;     // index into the replay's results, or -1 and a constant
   std::vector<const char*> last;                         // addresses at the last overlap check
@@ -202,6 +203,9 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
         return false;
       }
       const char* p = address(t);
+      if (want.home != nullptr && p != want.home) {
+        return false;
+      }
       moved = moved || p != e.last[i];
       e.last[i] = p;
     } else if (want.kind == ArgCheck::Int) {
@@ -386,7 +390,7 @@ State& state_of(const pybind11::handle& runner) {
   return *reinterpret_cast<RunnerObject*>(runner.ptr())->state;
 }
 
-ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int64_t>& dims) {
+ArgCheck check_of(PyObject* arg, size_t index, const Replayable& graph, std::vector<int64_t>& dims) {
   ArgCheck a;
   if (THPVariable_Check(arg)) {
     const auto& t = THPVariable_Unpack(arg);
@@ -395,37 +399,22 @@ ArgCheck check_of(PyObject* arg, size_t index, const Plan& plan, std::vector<int
     a.requires_grad = t.requires_grad();
     a.keys = t.unsafeGetTensorImpl()->key_set();
     a.dtype = t.dtype();
-    a.given = plan.input_given[index];
     a.rank = static_cast<uint32_t>(t.dim());
     a.dims = static_cast<uint32_t>(dims.size());
     dims.insert(dims.end(), t.sizes().begin(), t.sizes().end());
     dims.insert(dims.end(), t.strides().begin(), t.strides().end());
-    const auto& tape = *plan.tape;
-    const int value = tape.inputs[index];
-    a.written = plan.input_written[index];
-    if (value >= 0) {
-      const auto& v = tape.values[value];
-      const auto& owner = tape.buffers[v.buffer];
-      const auto item = static_cast<int64_t>(t.itemsize());
-      if (owner.input != static_cast<int>(index)) {
-        a.alias_of = owner.input;
-      } else {
-        auto [lo, hi] = plan.input_extent[index];
-        a.lo = lo - v.offset * item;
-        a.hi = hi - v.offset * item;
-        int64_t last = 0;
-        for (size_t d = 0; d < v.sizes.size(); ++d) {
-          last += v.sizes[d] == 0 ? 0 : (v.sizes[d] - 1) * v.strides[d];
-        }
-        // looks outside its own extent: as_strided, or an alias beside it. An empty tensor has none to look outside of.
-        const bool outside = t.numel() != 0 && (a.lo < 0 || a.hi > (last + 1) * item);
-        a.absolute = plan.input_absolute[index] || outside;
-        a.align = plan.input_align[index];
-        a.placed = a.absolute || a.align > item;
-        a.storage_offset = v.offset;
-        a.needs = hi;
-      }
-    }
+    const auto use = graph.use(index, t);
+    a.given = use.given;
+    a.written = use.written;
+    a.alias_of = use.alias_of;
+    a.lo = use.lo;
+    a.hi = use.hi;
+    a.absolute = use.absolute;
+    a.align = use.align;
+    a.placed = a.absolute || a.align > static_cast<int64_t>(t.itemsize());
+    a.storage_offset = use.offset;
+    a.needs = use.needs;
+    a.home = use.home;
   } else if (PyLong_CheckExact(arg)) {
     a.kind = ArgCheck::Int;
     a.integer = PyLong_AsLong(arg);
@@ -457,7 +446,7 @@ PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n, const Mo
   const bool grad = state.enables_grad || c10::GradMode::is_enabled();
   for (size_t i = 0; i < entries.size(); ++i) {
     const std::shared_ptr<Entry> entry = entries[i];  // comparing objects may run Python, and that anything
-    if (matches(*entry, args, n, mode, grad, tensors.data())) {
+    if (matches(*entry, args, n, mode, grad, tensors.data()) && entry->graph->fits({tensors.data(), n})) {
       if (i > 0 && i < entries.size() && entries[i] == entry) {
         const auto it = entries.begin() + static_cast<std::ptrdiff_t>(i);
         std::rotate(entries.begin(), it, it + 1);
@@ -492,7 +481,7 @@ void bind_runner(pybind11::module_& m) {
 
   m.def(
       "runner_add",
-      [](const pybind11::object& runner, const pybind11::tuple& args, const std::shared_ptr<Executable>& graph,
+      [](const pybind11::object& runner, const pybind11::tuple& args, const std::shared_ptr<Replayable>& graph,
          const std::vector<std::pair<int, pybind11::object>>& outputs) {
         auto& state = state_of(runner);
         auto e = std::make_shared<Entry>();
@@ -500,7 +489,7 @@ void bind_runner(pybind11::module_& m) {
         e->mode = current_mode();
         e->graph = graph;
         for (size_t i = 0; i < args.size(); ++i) {
-          e->args.push_back(check_of(args[i].ptr(), i, graph->plan(), e->dims));
+          e->args.push_back(check_of(args[i].ptr(), i, *graph, e->dims));
           e->any_written = e->any_written || e->args.back().written;
           if (e->args.back().kind == ArgCheck::Object) {
             e->objects.emplace_back(i, THPObjectPtr(Py_NewRef(args[i].ptr())));
@@ -523,6 +512,27 @@ void bind_runner(pybind11::module_& m) {
         return id;
       },
       "Adds a graph for arguments like these; returns its id.");
+  m.def(
+      "runner_replay",
+      [](const pybind11::object& runner, int64_t id, const pybind11::tuple& args) {
+        auto& state = state_of(runner);
+        const auto is_it = [id](const std::shared_ptr<Entry>& e) { return e->id == id; };
+        const auto it = std::find_if(state.entries.begin(), state.entries.end(), is_it);
+        TORCH_CHECK(it != state.entries.end(), "no graph ", id);
+        const std::shared_ptr<Entry> entry = *it;
+        c10::SmallVector<const at::Tensor*, 64> tensors;
+        c10::SmallVector<PyObject*, 64> given;
+        entry->checked = false;
+        for (const auto& a : args) {
+          const bool is_tensor = THPVariable_Check(a.ptr());
+          given.push_back(a.ptr());
+          tensors.push_back(is_tensor ? &THPVariable_Unpack(a.ptr()) : nullptr);
+          entry->last[given.size() - 1] = is_tensor ? address(*tensors.back()) : nullptr;
+        }
+        PyObject* results = replay(state, entry, Py_None, given.data(), tensors.data(), given.size());
+        return pybind11::reinterpret_steal<pybind11::object>(results);
+      },
+      "Replays a graph on arguments that its caller knows to fit.");
   m.def(
       "runner_modes",
       [](const pybind11::object& runner, bool enables_grad, int leaves_grad) {

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from graphmode import _C
 from graphmode.devices.adapter import Device, DeviceGraph
 from graphmode.runtime.slots import Slots
 
@@ -22,23 +24,25 @@ from graphmode.runtime.slots import Slots
 class Pinned:
     """One graph."""
 
-    graph: DeviceGraph
-    slots: Slots
-    results: list[tuple[int, Any]]  # per result its index among the tensors, or -1 and a constant
-    replays: int = 0
+    number: int  # the runner's
+    homes: dict[int, int]  # addresses of the inputs that it reads in place, by position
+
+    def moved(self, args: Sequence[Any]) -> list[int]:
+        """Positions of inputs that it reads in place and that lie elsewhere now."""
+        return [i for i, home in self.homes.items() if args[i].data_ptr() != home]
 
 
 class PinnedGraphs:
-    """The graphs of one region, the least recently used first.
+    """The graphs of one region, which its runner replays.
 
     A signature may have several: models of one architecture share a region, and each has weights of its own.
     """
 
-    def __init__(self, written: Collection[int], device: Device) -> None:
+    def __init__(self, written: Collection[int], device: Device, constants: Sequence[torch.Tensor]) -> None:
         self.table: dict[tuple[Hashable, tuple[int, ...]], Pinned] = {}  # by signature and the weights' addresses
-        self._written = written
+        self._written = sorted(written)
         self._device = device
-        self._fresh = device.capabilities.fresh_outputs
+        self._constants = constants
         self._before: dict[int, StorageWeakRef] = {}  # memory of the inputs of the last live call
         self._travels: set[int] = set()  # inputs that were elsewhere at a later call
 
@@ -48,57 +52,64 @@ class PinnedGraphs:
 
     def find(self, signature: Hashable, args: Sequence[Any]) -> Pinned | None:
         """The graph for a call; None where there is none, or where `drop_moved` finds that it is stale."""
-        key = (signature, _weights(args))
-        pinned = self.table.get(key)
-        if pinned is None or pinned.slots.moved(args):
-            return None
-        self.table[key] = self.table.pop(key)
-        return pinned
+        pinned = self.table.get((signature, _weights(args)))
+        return None if pinned is None or pinned.moved(args) else pinned
 
     def serves(self, signature: Hashable) -> bool:
         """Whether there is a graph for a signature, whatever the weights."""
         return any(known == signature for known, _ in self.table)
 
-    def drop_moved(self, signature: Hashable, args: Sequence[Any]) -> DeviceGraph | None:
+    def drop_moved(self, signature: Hashable, args: Sequence[Any]) -> int | None:
         """Gives up a graph that reads inputs in place which have moved; they are copied from then on."""
         pinned = self.table.pop((signature, _weights(args)), None)
         if pinned is None:
             return None
-        self._travels.update(pinned.slots.moved(args))
-        return pinned.graph
+        self._travels.update(pinned.moved(args))
+        return pinned.number
 
-    def keep(self, signature: Hashable, pinned: Pinned, args: Sequence[Any]) -> None:
+    def keep(self, signature: Hashable, number: int, slots: Slots, args: Sequence[Any]) -> None:
         """Enters the graph that a call was captured as."""
-        self.table[signature, _weights(args)] = pinned
-        pinned.slots.let_go()
+        self.table[signature, _weights(args)] = Pinned(number, slots.homes)
+
+    def keep_only(self, numbers: Collection[int]) -> None:
+        """Forgets the graphs that the runner has no more."""
+        self.table = {key: pinned for key, pinned in self.table.items() if pinned.number in numbers}
 
     def slots(self, args: Sequence[Any]) -> Slots:
-        """Addresses to capture on."""
+        """Addresses to capture on. During the capture where the device keeps what is allocated then."""
         tensors = {i: a for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
         stays = {i for i, a in tensors.items() if isinstance(a, torch.nn.Parameter) or self._is_where_it_was(i, a)}
-        return Slots(args, (tensors.keys() - stays) | self._travels)
+        copied = (tensors.keys() - stays) | self._travels
+        return Slots(args, copied, filled=self._device.capabilities.capture_executes)
+
+    def graph(self, graph: DeviceGraph, slots: Slots, results: Sequence[torch.Tensor], poison: bool) -> _C.PinnedGraph:
+        """What copies, replays and copies. Afterwards the capture's memory is the device's, where it keeps it."""
+        capabilities = self._device.capabilities
+        made = _C.PinnedGraph(
+            partial(graph.replay, []),
+            self._device.is_capturing,
+            self._device.turn,
+            tensors_of(slots.args),
+            slots.spans,
+            self._written,
+            results,
+            self._constants,
+            capabilities.fresh_outputs,
+            poison,
+        )
+        if capabilities.keeps_memory:
+            made.disown()
+        return made
 
     def _is_where_it_was(self, position: int, tensor: torch.Tensor) -> bool:
         # The same memory, and not other memory at the same address, which is where allocators put the next tensor.
         before = self._before.get(position)
         return before is not None and not before.expired() and before == _memory(tensor)  # type: ignore[no-untyped-call]
 
-    def replay(self, pinned: Pinned, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Runs a graph on a call's values."""
-        pinned.replays += 1
-        with self._device.in_turn():
-            pinned.slots.fill(args)
-            tensors = pinned.graph.replay([])
-            results = [constant if index < 0 else tensors[index] for index, constant in pinned.results]
-            return self.hand_out(pinned.slots, results, args)
 
-    def hand_out(self, slots: Slots, results: Sequence[Any], args: Sequence[Any]) -> tuple[Any, ...]:
-        """Gives back what was written, and makes the results the caller's."""
-        slots.give_back(args, self._written)
-        written = [args[i] for i in self._written if isinstance(args[i], torch.Tensor)]
-        changed = [t for t in written if not t.is_inference()]
-        torch.autograd.graph.increment_version(changed)  # saves for a backward pass notice
-        return slots.hand_out(results, args, fresh=self._fresh)
+def tensors_of(args: Sequence[Any]) -> list[torch.Tensor | None]:
+    """The arguments, None for those that are no tensors."""
+    return [a if isinstance(a, torch.Tensor) else None for a in args]
 
 
 def _weights(args: Sequence[Any]) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.admission import Admission
 from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.modes import Modes
-from graphmode.runtime.pinned import Pinned, PinnedGraphs
+from graphmode.runtime.pinned import Pinned, PinnedGraphs, tensors_of
 from graphmode.runtime.resume import Resume
 from graphmode.runtime.script import kinds_of, script_of
 from graphmode.runtime.signature import not_capturable, signature_of
@@ -84,7 +84,9 @@ class Region:
         self._device = device_named(device if options.device == "auto" else options.device)
         capabilities = self._device.capabilities
         self._handed_on = handed_on(gm) if capabilities.rebind_inputs else set()
-        self._pinned = None if capabilities.rebind_inputs else PinnedGraphs(self._written, self._device)
+        self._pinned = (
+            None if capabilities.rebind_inputs else PinnedGraphs(self._written, self._device, self._constants)
+        )
         self.modes = modes
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
@@ -181,16 +183,15 @@ class Region:
         if reason is not None:
             return self._live_because(reason, None, args)
         key = signature_of(args, given)
-        with self._device.in_turn():  # one after the other: who waited here may find what another thread captured
+        with self._device.in_turn(args):  # one after the other: who waited here may find what another thread captured
             with self._lock:
                 ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
                 refused = None if ready is not None else self._refused(key)
                 wanted = ready is None and refused is None and self._admission.wants(hash(key))
                 put_off = self._admission.puts_off(hash(key))
                 too_large = wanted and self._admission.too_large(args, given)
-            if self._pinned is not None and ready is not None:
-                self.counters.replays += 1
-                return self._pinned.replay(ready, args)
+            if ready is not None:
+                return _C.runner_replay(self.run, ready.number, args)
             if wanted and not too_large:
                 return self._capture(key, args)
         if refused is not None:
@@ -231,7 +232,9 @@ class Region:
         found = pinned.find(key, args)
         if found is None:
             if (stale := pinned.drop_moved(key, args)) is not None:
-                self._drop(stale)
+                _C.runner_drop(self.run, stale)  # its end; a thread in a replay holds it
+                self._forget_dropped()
+                self.counters.evictions += 1
                 self._admission.stale(hash(key))  # it is captured by this call
             elif pinned.serves(key) and not self._admission.puts_off(hash(key)):
                 self._admission.stale(hash(key))  # the program is warm, for other weights
@@ -264,13 +267,17 @@ class Region:
         graph.go_on_with(located.resume.needs)
         graph.hand_on(self._given(args))
         graph.fuse(self.options.fuel)
-        slots = None if self._pinned is None else self._pinned.slots(args)
+        capabilities = self._device.capabilities
+        executes, ran = capabilities.capture_executes, False
+        slots = None if self._pinned is None or capabilities.keeps_memory else self._pinned.slots(args)
         given = args if slots is None else tuple(slots.args)
-        inputs = [a if isinstance(a, torch.Tensor) else None for a in given]
-        executes, ran = self._device.capabilities.capture_executes, False
+        native: _C.PinnedGraph | None = None
         try:
-            graph.capture_begin(inputs, located.line, self._constants)
+            graph.capture_begin(tensors_of(given), located.line, self._constants)
             try:
+                if self._pinned is not None and slots is None:
+                    slots = self._pinned.slots(args)
+                    given = tuple(slots.args)
                 with uncached_autocast(), torch._C._AutoDispatchBelowAutograd():
                     results = self._flat(located.run(*given, enable_io_processing=False))
             except Exception as error:
@@ -279,9 +286,11 @@ class Region:
                 located.blame()  # nothing ran: if the call raises by itself, it does so again, live
                 raise _not_captured(error, located) from error
             ran = True
-            graph.capture_end([r for r in results if isinstance(r, torch.Tensor)])
+            graph.capture_end(_tensors(results))
             held = graph.bytes()
-            pinned = self._keep(key, graph, args, results, slots, located.resume)
+            if self._pinned is not None and slots is not None:
+                native = self._pinned.graph(graph, slots, _tensors(results), self.options.poison)
+            self._keep(key, graph, args, results, slots, native, located.resume)
             owner = None if self._ends_with is None else self._ends_with()
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
@@ -293,15 +302,15 @@ class Region:
                 self._refuse(key, error, located)
                 return results
             self._refuse(key, error, located)
-            pinned = None  # the captured calls ran: their results are this call's, only later calls are affected
+            # the captured calls ran: their results are this call's, only later calls are affected
+            if self._pinned is not None and slots is not None and native is None:
+                native = self._pinned.graph(graph, slots, _tensors(results), self.options.poison)
         except BaseException:
             graph.reset()
             raise
-        if self._pinned is not None and slots is not None:
-            if pinned is not None and not executes:
-                results = self._pinned.replay(pinned, args)
-            else:
-                results = self._pinned.hand_out(slots, results, args)
+        if native is not None:
+            tensors = native.hand_out(tensors_of(args)) if executes else native.run(tensors_of(args))
+            results = tuple(constant if i < 0 else tensors[i] for i, constant in _outputs(results))
         self.counters.capture_seconds += time.perf_counter() - start
         return _no_views(results, self._owned)
 
@@ -346,27 +355,25 @@ class Region:
         args: tuple[Any, ...],
         results: tuple[Any, ...],
         slots: Slots | None,
+        native: _C.PinnedGraph | None,
         resume: Resume,
-    ) -> Pinned | None:
+    ) -> None:
         self._check_cap(graph, args)
         graph.instantiate(poison=self.options.poison)
         if self.options.verify:
             self._verify(graph, args if slots is None else slots.args)
-        pinned = None
         with self._lock:
-            if self._pinned is not None and slots is not None:
-                pinned = Pinned(graph, slots, _outputs(results))
-                self._pinned.keep(key, pinned, args)
-                number = next(_numbers)
+            if self._pinned is not None and slots is not None and native is not None:
+                number = _C.runner_add(self.run, args, native, _outputs(results))
+                self._pinned.keep(key, number, slots, args)
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None
                 number = _C.runner_add(self.run, args, graph.executable, _outputs(results))
-                self._resumes[number], self._keys[number] = resume, hash(key)
-            self.graphs[number] = graph
+                self._resumes[number] = resume
+            self.graphs[number], self._keys[number] = graph, hash(key)
             self.counters.captures += 1
             self._admission.captured(hash(key))
             self._evict()
-        return pinned
 
     def _live_as_long_as(self, owner: torch.nn.Module) -> None:
         """Dynamo may hold what it compiled longer than the model lives: its graphs go with the module."""
@@ -424,22 +431,20 @@ class Region:
             _C.runner_drop(self.run, number)
             self._admission.dropped(self._keys[number], replays)
             self.counters.evictions += 1
-        kept = {number for number, _, _ in _C.runner_entries(self.run)}
-        for number in [n for n in self._resumes if n not in kept]:  # evicted, or dropped by the runner itself
-            del self.graphs[number], self._resumes[number], self._keys[number]
-        while self._pinned is not None and len(self._pinned.table) > keep:
-            key = next(iter(self._pinned.table))
-            gone = self._pinned.table.pop(key)
-            self._admission.dropped(hash(key[0]), gone.replays)
-            self._drop(gone.graph)
+        self._forget_dropped()
         if self.counters.evictions - self._trimmed >= _TRIM_EVERY:
             # What captures and graphs of ever other sizes leave in the heap is too small and scattered to be used.
             self._trimmed = self.counters.evictions
             _C.give_back_free_memory()
 
-    def _drop(self, gone: DeviceGraph) -> None:
-        self.graphs = {n: g for n, g in self.graphs.items() if g is not gone}  # its end; a thread in a replay holds it
-        self.counters.evictions += 1
+    def _forget_dropped(self) -> None:
+        """Lets go of graphs that the runner has no more: evicted, or dropped by itself."""
+        kept = {number for number, _, _ in _C.runner_entries(self.run)}
+        for number in [n for n in self.graphs if n not in kept]:
+            del self.graphs[number], self._keys[number]
+            self._resumes.pop(number, None)
+        if self._pinned is not None:
+            self._pinned.keep_only(kept)
 
     def clear(self) -> None:
         """Drops every graph; the region goes on working and captures anew."""
@@ -488,10 +493,13 @@ def _name(target: Any) -> str:
     return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
 
 
+def _tensors(results: Sequence[Any]) -> list[torch.Tensor]:
+    return [r for r in results if isinstance(r, torch.Tensor)]
+
+
 def _outputs(results: Sequence[Any]) -> list[tuple[int, Any]]:
     """Per result: its index among the tensors, or -1 and a constant. A tensor given twice stays one object."""
-    tensors = [r for r in results if isinstance(r, torch.Tensor)]
-    index = {id(t): i for i, t in reversed(list(enumerate(tensors)))}
+    index = {id(t): i for i, t in reversed(list(enumerate(_tensors(results))))}
     return [(index[id(r)], None) if isinstance(r, torch.Tensor) else (-1, r) for r in results]
 
 
