@@ -27,7 +27,7 @@ from graphmode.backend import graphmode_backend
 from graphmode.inspect.counters import ledger
 from graphmode.options import Options, resolve
 from graphmode.runtime.results import NoTemplate, template
-from graphmode.runtime.trace import NotWatchable, Trace
+from graphmode.runtime.trace import CHANGES_STATE, NotWatchable, Trace
 from graphmode.runtime.watch import roots
 
 _PATHS = 64  # signatures that skip Dynamo; the least recently used goes through it again
@@ -145,8 +145,8 @@ class Learner:
             self._give_up(f"a call of the model ran {len(made)} graphs")
             return
         trace, run, given, items = made[0]
-        if trace.side_effects:
-            self._give_up("the model changes Python state, which only Dynamo's code repeats")
+        if trace.writes is None:
+            self._give_up(CHANGES_STATE)
             return
         if not isinstance(run, _C.Runner):
             self._give_up("part of the model runs live")

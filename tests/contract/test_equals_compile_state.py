@@ -452,3 +452,74 @@ def test_a_class_that_is_what_it_was_does_not_start_anew(touch: str) -> None:
             for _ in range(4):
                 assert_same(g(x), net(x))
     assert not reasons()
+
+
+class Scratch:
+    """What a decorator keeps outside the model for the time of a call."""
+
+    current: Any = None
+    busy = False
+
+
+class SetsAndResets(nn.Module):
+    """As transformers' output capturing does: state for the time of the call, back to what it was after it."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.busy, self.kept.current = True, 1
+        y = x * 2
+        self.kept.busy, self.kept.current = False, None
+        return y
+
+
+def test_state_that_a_call_leaves_as_it_was_is_no_reason_for_dynamo_s_guards() -> None:
+    kept = Scratch()
+    kept.busy, kept.current = False, None
+    net = SetsAndResets(kept)
+    g, x = by_graphmode_compile(net), torch.randn(3)
+    with torch.no_grad(), replayed(3):
+        for _ in range(6):
+            assert_same(g(x), x * 2)
+    assert not reasons()
+
+
+@pytest.mark.parametrize("of_class", [True, False])
+def test_state_that_was_another_before_a_call_is_set_by_it(of_class: bool) -> None:
+    kept = Scratch()
+    if not of_class:
+        kept.busy, kept.current = False, None
+    g, x = by_graphmode_compile(SetsAndResets(kept)), torch.randn(3)
+    with torch.no_grad():
+        for i in range(9):
+            if i % 3 == 2:
+                kept.busy, kept.current = True, "another"
+            if i == 7:
+                kept.more = i
+            assert_same(g(x), x * 2)
+            assert kept.busy is False and kept.current is None
+
+
+def test_an_attribute_set_to_what_another_setattr_makes_of_it() -> None:
+    class Doubles:
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, value + getattr(self, "offset", 0))
+
+    kept = Doubles()
+    kept.offset = 0
+    kept.n = 1
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.n = 1
+            return x * 2
+
+    g, x = by_graphmode_compile(Net()), torch.randn(3)
+    with torch.no_grad():
+        for i in range(6):
+            if i == 3:
+                object.__setattr__(kept, "offset", 4)
+            assert_same(g(x), x * 2)
+            assert kept.n == (1 if i < 3 else 5)

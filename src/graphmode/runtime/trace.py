@@ -22,7 +22,10 @@ from torch._guards import Source
 
 from graphmode import _C
 from graphmode.runtime.guards import Guards
-from graphmode.runtime.watch import Pin, Watched, roots
+from graphmode.runtime.watch import CONSTANTS, Pin, Watched, roots
+
+
+CHANGES_STATE = "the model changes Python state, which only Dynamo's code repeats"
 
 
 class NotWatchable(Exception):
@@ -49,7 +52,7 @@ class Trace:
             node.meta["grapharg"].source for node in gm.graph.find_nodes(op="placeholder") if "grapharg" in node.meta
         ]
         self.all_known = len(self.inputs) == len(gm.graph.find_nodes(op="placeholder"))
-        self.side_effects = _changes_python_state(tx.output.side_effects)
+        self.writes = _writes(tx.output.side_effects)  # None: Python state changes that no flat check can follow
         self.dynamic = False
         self.guards: Guards | None = None
         self.why_not: str | None = None
@@ -101,6 +104,9 @@ class Trace:
                 sources.append((next(i for i, t in enumerate(tensors) if t is value), None))
             else:
                 sources.append((-1, value))
+        for written, name, constant in self.writes or ():
+            if not watched.pins_attribute(written, name, constant):
+                raise NotWatchable(CHANGES_STATE)
         compared = [self.dynamic or not any(t is value for value in given) for t in tensors]
         watch = _C.Watch(watched.entries)
         if not self._holds(scope, code):
@@ -115,12 +121,24 @@ class Trace:
         )
 
 
-def _changes_python_state(effects: SideEffects) -> bool:
+def _writes(effects: SideEffects) -> list[tuple[Source, str, Any]] | None:
+    """Constants that the traced code leaves in attributes: (object, attribute, constant); None if it leaves more."""
+    if effects.tensor_hooks or effects.save_for_backward:
+        return None
     # Objects made in the trace are the trace's own; only what existed before matters to the caller.
     existing = (AttributeMutationExisting, ValueMutationExisting)
-    return bool(effects.tensor_hooks or effects.save_for_backward) or any(
-        isinstance(v.mutation_type, existing) and effects.is_modified(v) for v in effects.id_to_variable.values()
-    )
+    changed = [
+        v for v in effects.id_to_variable.values() if isinstance(v.mutation_type, existing) and effects.is_modified(v)
+    ]
+    writes = []
+    for v in changed:
+        if v.source is None or not isinstance(v.mutation_type, AttributeMutationExisting):
+            return None
+        for name, value in effects.store_attr_mutations.get(v, {}).items():
+            if not value.is_python_constant() or type(value.as_python_constant()) not in CONSTANTS:
+                return None
+            writes.append((v.source, name, value.as_python_constant()))
+    return writes
 
 
 def _name(source: Source) -> str:

@@ -178,6 +178,17 @@ class Watched:
                 self.add_type(known.value if isinstance(known.value, type) else type(known.value))
         return known
 
+    def pins_attribute(self, source: Source, name: str, constant: Any) -> bool:
+        """Whether an object has a constant as its attribute, and the entries say so: to write it changes nothing."""
+        pinned = self.pin(source)
+        cls, own = type(pinned.value), instance_dict(pinned.value)
+        if pinned.kind is not Pin.FIXED or own is None or cls.__setattr__ is not object.__setattr__:
+            return False
+        self.add("object", pinned.value)
+        found = own.get(name, _MISSING)
+        data_descriptor = hasattr(type(static_attribute(cls, name)), "__set__")
+        return type(found) is type(constant) and found == constant and not data_descriptor
+
     def _value(self, source: Source) -> Any:
         if source not in self._values:
             try:
