@@ -52,7 +52,7 @@ def smollm2() -> Case:
 
 
 def deepseek() -> Case:
-    """One decoded token of a DeepSeek-V3-shaped model: latent attention, 16 experts of which 4 are taken, one shared."""
+    """One decoded token, DeepSeek-V3-shaped: latent attention, 4 of 16 experts taken and one shared."""
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     config = DeepseekV3Config(

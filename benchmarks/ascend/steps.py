@@ -17,9 +17,9 @@ from typing import Any
 
 import ascend_sim
 import torch
+from nets import CASES, Case
 
 import graphmode
-from nets import CASES, Case
 
 WARM, COMPARED = 5, 8
 BLOCKS, CALLS = 9, 10

@@ -99,6 +99,7 @@ class PinnedGraph(Replayable):
         written: Sequence[int],
         results: Sequence[torch.Tensor],
         constants: Sequence[torch.Tensor],
+        placed: bool,
         fresh: bool,
         poison: bool,
     ) -> None: ...

@@ -17,6 +17,15 @@ settings.load_profile("contract")
 logging.getLogger("torch.__trace").propagate = False  # megabytes a test, for pytest to format
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On another device, what only the CPU can keep is skipped, with the reason that its mark gives."""
+    if os.environ.get("GRAPHMODE_TEST_DEVICE", "cpu") == "cpu":
+        return
+    for item in items:
+        for mark in item.iter_markers("cpu"):
+            item.add_marker(pytest.mark.skip(reason=f"the CPU's alone: {mark.args[0]}"))
+
+
 @pytest.fixture(autouse=True)
 def fresh_process_state() -> Iterator[None]:
     """Nothing compiled, one generator state, eager's default switches, one thread."""

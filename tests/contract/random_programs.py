@@ -89,7 +89,7 @@ class Form:
 
     def arguments(self, seed: int) -> tuple[list[Tensor], list[Tensor]]:
         """The memory behind the arguments, and the arguments."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
         n, m = self.rows, self.columns
         memory, views = [], []
         for layout in self.layouts:

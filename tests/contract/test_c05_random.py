@@ -62,6 +62,7 @@ def test_c5_compile_with_example_inputs_puts_the_generator_back() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.cpu("it captures on the CPU's graph by name")
 def test_c5_a_raw_graph_draws_anew_from_the_default_and_from_another_generator() -> None:
     other = torch.Generator().manual_seed(3)
     graph = graphmode.Graph()

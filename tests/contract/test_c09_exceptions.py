@@ -39,6 +39,7 @@ def put(x: Tensor, i: Tensor) -> Tensor:
     return (x + 1).index_put((i,), torch.zeros(())) * 2
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 @both_ways()
 @pytest.mark.parametrize("f", [lookup, embed, put])
 @pytest.mark.parametrize("call", [WARM_UP, CAPTURE, REPLAY])
@@ -55,6 +56,7 @@ def test_c9_an_index_out_of_range_is_an_index_error(way: Way, f: Callable[..., T
             assert_same(g(x, good), f(x, good))
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 @both_ways()
 @pytest.mark.parametrize("call", [WARM_UP, CAPTURE, REPLAY])
 def test_c9_gather_out_of_range_is_eager_s_error(way: Way, call: int) -> None:
@@ -88,6 +90,7 @@ def test_c9_a_custom_op_s_own_exception_keeps_its_class(way: Way, first: bool, c
         assert_same(g(x), f(x))
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 @both_ways()
 def test_c9_what_was_written_before_the_exception_stays_written_once(way: Way) -> None:
     def f(x: Tensor) -> Tensor:
@@ -108,6 +111,7 @@ def test_c9_what_was_written_before_the_exception_stays_written_once(way: Way) -
         assert_same(x, before + (1 if Switches.raising else 11))
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 @both_ways()
 def test_c9_no_memory_is_kept_by_a_failed_replay(way: Way) -> None:
     g = way(lambda x: ops.may_raise(torch.exp(x)) * 2 + 1)

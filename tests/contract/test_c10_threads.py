@@ -90,6 +90,7 @@ def test_c10_threads_may_compile_and_capture_at_the_same_time(way: Way) -> None:
     in_threads(work)
 
 
+@pytest.mark.cpu("it measures the CPU's arena")
 def test_c10_two_replays_at_once_lie_in_two_arenas() -> None:
     inside, go_on = threading.Event(), threading.Event()
 

@@ -30,6 +30,7 @@ def compiled_and_run(way: Way, n: int = 64) -> Callable[..., Tensor]:
     return g
 
 
+@pytest.mark.cpu("it measures the CPU's arena")
 @both_ways()
 def test_c11_the_arena_is_what_the_plan_said(way: Way) -> None:
     kept = compiled_and_run(way)
@@ -41,6 +42,7 @@ def test_c11_the_arena_is_what_the_plan_said(way: Way) -> None:
     assert kept is not None
 
 
+@pytest.mark.cpu("it measures the CPU's arena")
 @both_ways()
 def test_c11_graphs_share_one_arena(way: Way) -> None:
     kept = [compiled_and_run(way, n) for n in (32, 64, 48, 16)]
@@ -50,6 +52,7 @@ def test_c11_graphs_share_one_arena(way: Way) -> None:
     assert len(kept) == 4
 
 
+@pytest.mark.cpu("it measures the CPU's arena")
 def test_c11_the_arena_is_as_large_as_the_largest_graph_alive_needs() -> None:
     kept = [compiled_and_run(graphmode.compile, n) for n in (32, 64, 16)]
     middle, large, small = (r for r in ledger.regions() if r.graphs)
@@ -109,6 +112,7 @@ def test_c11_dropping_what_was_compiled_gives_graphs_back(way: Way) -> None:
     assert (report.graphs, report.bytes.total) == (0, 0)
 
 
+@pytest.mark.cpu("its caps are smaller than what a device's allocator gives at once")
 @both_ways()
 def test_c11_the_cap_holds_for_the_sum_of_all_graphs(way: Way) -> None:
     cap = 48 * 1024

@@ -10,6 +10,8 @@ from graphmode.errors import StateError, UnsupportedError
 
 from .ways import assert_same
 
+pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
+
 
 @pytest.fixture(params=["cpu", "null"])
 def device(request: pytest.FixtureRequest) -> Device:

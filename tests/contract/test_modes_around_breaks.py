@@ -58,6 +58,7 @@ def test_autocast_inside_holds_across_a_break(way: Way, f: object) -> None:
         assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 def test_a_mode_is_left_when_a_part_raises() -> None:
     def f(x: Tensor, i: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -76,6 +77,7 @@ def test_a_mode_is_left_when_a_part_raises() -> None:
         assert not torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled()
 
 
+@pytest.mark.cpu("an index out of range is found by the device, at the next synchronisation")
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "under autograd"])
 @pytest.mark.parametrize("bad", [0, 1], ids=["at the warm-up", "at the capture"])
 def test_a_mode_is_left_when_a_whole_program_raises(bad: int, grad: bool) -> None:

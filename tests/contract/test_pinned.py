@@ -17,6 +17,8 @@ from graphmode.devices import adapter
 from .pinned_device import PinnedDevice
 from .ways import assert_same, counted
 
+pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
+
 
 @pytest.fixture(autouse=True)
 def pinned() -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 import graphmode
 
 from .random_programs import Form, forms, function_of, programs
-from .ways import Way, assert_same, both_ways
+from .ways import Way, assert_same, both_ways, rng_state
 
 CALLS = 4  # per form, in turns
 bounded = settings(
@@ -51,13 +51,13 @@ def compare(way: Way, source: str, drawn: list[Form]) -> int:
             eager, given_eager = form.arguments(call)
             torch.manual_seed(call)
             want = f(*given_eager)
-            after = torch.get_rng_state()
+            after = rng_state()
             torch.manual_seed(call)
             got = g(*given_mine)
             note(f"call {call} of {form}")
             assert_same(got, want)
             assert_same(mine, eager, "memory behind the arguments")
-            assert torch.equal(torch.get_rng_state(), after), "generator differs"
+            assert torch.equal(rng_state(), after), "generator differs"
             assert places(got, mine) == places(want, eager), "aliasing differs"
             held.append((got, want, mine, eager))
     for got, want, mine, eager in held:

@@ -15,6 +15,8 @@ from graphmode.errors import CaptureError, InputError, StateError, UnsupportedEr
 
 from .ways import assert_same
 
+pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
+
 
 def captured(**options: bool) -> tuple[Graph, torch.Tensor, torch.Tensor]:
     x, g = torch.zeros(3), Graph(**options)

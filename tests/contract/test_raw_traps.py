@@ -16,6 +16,8 @@ from graphmode.errors import CaptureError, StateError
 
 from .ways import assert_same
 
+pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
+
 F = torch.nn.functional
 Body = Callable[[Tensor], object]
 

@@ -15,6 +15,8 @@ import graphmode
 from graphmode import _C
 from graphmode.runtime.script import script_of
 
+pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
+
 DTYPES = [torch.float32, torch.bfloat16]
 Program = Callable[..., Sequence[Tensor]]
 

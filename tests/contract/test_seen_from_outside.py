@@ -212,6 +212,7 @@ def test_nested_tensors_made_inside_run(way: Way) -> None:
     ],
     ids=["tensor", "as_tensor", "new_tensor", "cond"],
 )
+@pytest.mark.cpu("it captures on the CPU's graph by name")
 def test_a_raw_graph_refuses_what_it_would_freeze(block: Callable[[Tensor], Tensor]) -> None:
     x = torch.tensor([1.0, 2.0])
     with pytest.raises(CaptureError), graphmode.Graph():

@@ -25,6 +25,7 @@ class Steps(nn.Module):
         return self.line(x) + torch.rand(3) * self.seen
 
 
+@pytest.mark.cpu("a graph of a device replays on its own memory only, so it can't be verified on copies")
 @both_ways()
 def test_verify_changes_nothing_for_the_caller(way: Way) -> None:
     net, beside = Steps(), Steps()
@@ -44,6 +45,7 @@ def test_verify_changes_nothing_for_the_caller(way: Way) -> None:
     assert not graphmode.report().notes
 
 
+@pytest.mark.cpu("a graph of a device replays on its own memory only, so it can't be verified on copies")
 def test_a_graph_that_differs_is_refused_with_a_reason() -> None:
     """The null device replays the results of the capture: wrong as soon as numbers are drawn."""
     g = torch.compile(lambda x: x + torch.rand(3), backend="graphmode", options={"verify": True, "device": "null"})
@@ -67,6 +69,7 @@ def test_an_opaque_op_is_not_run_twice() -> None:
     assert any("not verified" in note for note in graphmode.report().notes)
 
 
+@pytest.mark.cpu("a graph of a device replays on its own memory only, so it can't be verified on copies")
 def test_a_run_that_raises_on_the_copies_leaves_modes_as_they_were() -> None:
     """Each run moves the index on; the table ends after the call that captures, so only the check on copies raises."""
 

@@ -45,7 +45,6 @@ class _Held:
 
     def __init__(self, device: AcceleratorDevice, graph: Any) -> None:
         self.graph = graph
-        self.bytes = 0
         self._device: AcceleratorDevice | None = device
         device.held += 1
 
@@ -58,7 +57,7 @@ class _Held:
     def __del__(self) -> None:
         self.graph = None
         if self._device is not None:
-            self._device.dropped(self.bytes)
+            self._device.dropped()
 
 
 class AcceleratorGraph(DeviceGraph):
@@ -124,9 +123,9 @@ class AcceleratorGraph(DeviceGraph):
         self._device.pool = self._held.graph.pool()
         self._ready = True
         results = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in outputs or []}
-        self._held.bytes = max(0, self._device.reserved(index) - self._before)
-        self._device.bytes += self._held.bytes
-        self._bytes = GraphBytes(self._held.bytes, sum(results.values()), 0)
+        grown = max(0, self._device.reserved(index) - self._before)
+        self._device.bytes += grown
+        self._bytes = GraphBytes(grown, sum(results.values()), 0)
 
     def bytes(self) -> GraphBytes:
         return self._bytes
@@ -223,15 +222,15 @@ class AcceleratorDevice(Device):
     def pool_bytes(self) -> int:
         return self.bytes
 
-    def dropped(self, pool_bytes: int) -> None:
+    def dropped(self) -> None:
         """A graph is gone: with the last one the pool ends, and its memory goes back to the device."""
         self.held -= 1
         self.freed += 1
         self.full = False
-        self.bytes -= pool_bytes
         if self.held == 0:
             self.pool, self.bytes = None, 0
-            torch.accelerator.empty_cache()
+            with contextlib.suppress(RuntimeError):  # an earlier task failed: who waits for the device is told
+                torch.accelerator.empty_cache()
 
     def failed(self, graph: Any) -> None:
         """A capture that could not begin, or end: the allocator still knows its graph, and its pool is not to be used

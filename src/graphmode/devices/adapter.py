@@ -167,6 +167,11 @@ def has_adapter(name: str) -> bool:
     return name in _found or any(e.name == name for e in entry_points(group="graphmode.devices"))
 
 
+def pool_bytes() -> int:
+    """Bytes that graphs of all devices hold now for their intermediates."""
+    return sum(device.pool_bytes() for device in _found.values())
+
+
 def device_named(name: str) -> Device:
     """The adapter registered under `graphmode.devices` for a device type.
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphmode import _C
+from graphmode.devices.adapter import pool_bytes
 from graphmode.inspect.counters import Counters, Fallback, ledger
 from graphmode.inspect.dynamo import dynamo_breaks
 
@@ -17,7 +18,7 @@ from graphmode.inspect.dynamo import dynamo_breaks
 class Bytes:
     """Memory of graphs, in bytes."""
 
-    arena: int  # one block for the intermediates of all graphs
+    arena: int  # what the intermediates of all graphs share: the CPU's arena, and the pool of each other device
     fixed: int  # constants held by graphs
     outputs: int  # handed out fresh by each replay, summed over graphs: the caller's once returned
     weights: int = 0  # parameters and inputs are re-bound, never copied
@@ -103,7 +104,7 @@ def report() -> Report:
     """What ran in this process since its start or the last `reset()`."""
     regions = ledger.regions()
     graphs = [b for r in regions for b in r.bytes()]
-    held = Bytes(arena=_C.arena_bytes(), fixed=sum(g.fixed for g in graphs), outputs=sum(g.outputs for g in graphs))
+    held = Bytes(arena=pool_bytes(), fixed=sum(g.fixed for g in graphs), outputs=sum(g.outputs for g in graphs))
     return summarise([ledger.gone, *(r.count() for r in regions)], held)
 
 

@@ -9,6 +9,8 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/Device.h>
+#include <torch/csrc/PyInterpreter.h>
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
@@ -60,6 +62,48 @@ uint64_t kernel_flags(at::Context& c) {
   return bits;
 }
 
+// The device that torch.set_default_device, or `with torch.device(...)`, has functions make tensors on; null where a
+// mode of torch functions is anything else.
+PyObject* device_of(PyObject* mode) {
+  static PyObject* context = [] {
+    pybind11::object found = pybind11::module_::import("torch.utils._device").attr("DeviceContext");
+    return found.release().ptr();
+  }();
+  if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != context) {
+    return nullptr;
+  }
+  const auto device = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttrString(mode, "device"));
+  if (!device || !THPDevice_Check(device.ptr())) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  return device.ptr();  // the mode holds it
+}
+
+// Of the innermost default device; 0 where there is none.
+uint64_t default_device() {
+  uint64_t bits = 0;
+  for (int64_t i = 0; i < at::impl::PythonTorchFunctionTLS::stack_len(); ++i) {
+    PyObject* device = device_of(at::impl::PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter()));
+    if (device != nullptr) {
+      const auto& d = reinterpret_cast<THPDevice*>(device)->device;
+      bits = (static_cast<uint64_t>(d.type()) & 63) << 8 | static_cast<uint8_t>(d.index());
+      bits |= uint64_t{1} << 14;
+    }
+  }
+  return bits;
+}
+
+bool only_default_devices() {
+  const auto modes = at::impl::PythonTorchFunctionTLS::stack_len();
+  for (int64_t i = 0; i < modes; ++i) {
+    if (device_of(at::impl::PythonTorchFunctionTLS::get_stack_at(i)->ptr(getPyInterpreter())) == nullptr) {
+      return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 Mode current_mode() {
@@ -86,11 +130,12 @@ uint64_t traced_mode() {
            static_cast<uint64_t>(at::autocast::get_autocast_dtype(device));
   }
   const auto functions = at::impl::PythonTorchFunctionTLS::get_disabled_state();
-  return bits << 2 | static_cast<uint64_t>(functions);
+  bits = bits << 2 | static_cast<uint64_t>(functions);
+  return bits << 15 | default_device();
 }
 
 bool is_observed() {
-  return at::impl::PythonTorchFunctionTLS::stack_len() > 0 || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
+  return !only_default_devices() || c10::impl::TorchDispatchModeTLS::any_modes_set() ||
          !at::SavedTensorDefaultHooks::get_tls_state().stack.empty();
 }
 

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/AllocatorConfig.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/Exceptions.h>
 
 #include <algorithm>
@@ -82,8 +83,8 @@ void let_go(const at::Tensor& t) {
 
 PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Turn> turn,
                          std::vector<at::Tensor> stand_ins, std::vector<Span> spans, const std::vector<int>& written,
-                         std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool fresh,
-                         bool poison)
+                         std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool placed,
+                         bool fresh, bool poison)
     : launch_(std::move(launch)),
       busy_(std::move(busy)),
       turn_(std::move(turn)),
@@ -96,6 +97,7 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
   for (size_t i = 0; i < stand_ins.size(); ++i) {
     const auto& t = stand_ins[i];
     if (!t.defined()) {
+      uses_[i].given = true;  // a tensor that stands here is not used
       continue;
     }
     auto& use = uses_[i];
@@ -104,6 +106,9 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
     themselves.emplace(t.unsafeGetTensorImpl(), position);
     use.alias_of = owner == position ? -1 : owner;
     use.hi = extent_of(t);
+    use.absolute = placed;
+    use.offset = t.storage_offset();
+    use.needs = placed ? static_cast<int64_t>(storage_of(t)->nbytes()) : 0;
     use.home = static_cast<const char*>(storage_of(t)->data()) + begin_of(t);
     device_ = device_ < 0 ? t.device().index() : device_;
   }
@@ -119,7 +124,7 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
       span.written = span.written || uses_[i].written;
     }
     const auto& t = stand_ins[span.positions[0]];
-    if (span.positions.size() == 1 && t.is_non_overlapping_and_dense()) {
+    if (span.positions.size() == 1 && span.bytes == extent_of(t) && t.is_non_overlapping_and_dense()) {
       span.whole = t;
     }
   }
@@ -144,34 +149,34 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
     } else {
       const auto [at, is_new] = own.emplace(storage, own_.size());
       if (is_new) {
-        own_.push_back(bytes_of(t.storage(), 0, static_cast<int64_t>(storage->nbytes()), t.device()));
+        own_.push_back({bytes_of(t.storage(), 0, static_cast<int64_t>(storage->nbytes()), t.device()), -1});
       }
       r.own = at->second;
+      r.inference = t.is_inference();
       r.layout = layout_of(t);
       r.tensor = std::move(t);
       device_ = device_ < 0 ? r.tensor.device().index() : device_;
     }
     results_.push_back(std::move(r));
   }
-  std::vector<int> users(own_.size());
-  for (const auto& r : results_) {
-    if (r.kind == PinnedResult::Own) {
-      ++users[r.own];
+  for (size_t i = 0; i < results_.size(); ++i) {
+    const auto& r = results_[i];
+    if (r.kind == PinnedResult::Own && own_[r.own].base < 0 && holds_all(r)) {
+      own_[r.own].base = static_cast<int>(i);
     }
   }
-  taken_as_bytes_.resize(own_.size());
-  for (auto& r : results_) {
-    if (r.kind != PinnedResult::Own) {
-      continue;
-    }
-    const bool alone = users[r.own] == 1 && r.tensor.is_non_overlapping_and_dense() && !r.layout.conj && !r.layout.neg;
-    if (fresh_ || alone) {
-      r.kind = PinnedResult::Whole;
-    } else {
-      taken_as_bytes_[r.own] = true;
-      r.tensor = at::Tensor();
-    }
-  }
+}
+
+// Whether all results of one memory lie in this one, so that a copy of it is a copy of all.
+bool PinnedGraph::holds_all(const PinnedResult& r) const {
+  const auto& l = r.layout;
+  const auto end = extent_of(r.tensor);
+  const auto lies_in = [&](const PinnedResult& other) {
+    return other.kind != PinnedResult::Own || other.own != r.own ||
+           begin_of(other.tensor) + extent_of(other.tensor) <= end;
+  };
+  return l.offset == 0 && !l.conj && !l.neg && r.tensor.is_non_overlapping_and_dense() &&
+         std::all_of(results_.begin(), results_.end(), lies_in);
 }
 
 PinnedGraph::~PinnedGraph() {
@@ -185,7 +190,7 @@ void PinnedGraph::disown() {
     let_go(span.memory);
   }
   for (const auto& memory : own_) {
-    let_go(memory);
+    let_go(memory.bytes);
   }
 }
 
@@ -235,7 +240,7 @@ std::vector<at::Tensor> PinnedGraph::run(at::ArrayRef<const at::Tensor*> inputs,
     fill(inputs);
     for (const auto& memory : own_) {
       if (poison_) {
-        memory.fill_(kGarbage);
+        memory.bytes.fill_(kGarbage);
       }
     }
   }
@@ -244,7 +249,7 @@ std::vector<at::Tensor> PinnedGraph::run(at::ArrayRef<const at::Tensor*> inputs,
 }
 
 std::vector<at::Tensor> PinnedGraph::hand_out(at::ArrayRef<const at::Tensor*> inputs) {
-  std::vector<at::Tensor> results(results_.size()), copies(own_.size());
+  std::vector<at::Tensor> results(results_.size());
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     for (const auto& span : spans_) {
@@ -256,18 +261,8 @@ std::vector<at::Tensor> PinnedGraph::hand_out(at::ArrayRef<const at::Tensor*> in
             .copy_(span.memory, /*non_blocking=*/true);
       }
     }
-    for (size_t i = 0; i < own_.size(); ++i) {
-      copies[i] = taken_as_bytes_[i] ? own_[i].clone() : at::Tensor();
-    }
-    for (size_t i = 0; i < results.size(); ++i) {
-      const auto& r = results_[i];
-      if (r.kind == PinnedResult::Whole) {
-        results[i] = fresh_ ? r.tensor : r.tensor.clone();
-      } else if (r.kind == PinnedResult::Own) {
-        results[i] = over(r.layout, copies[r.own].storage(), 0, copies[r.own].device());
-      }
-    }
   }
+  hand_out_own(results);
   for (const int i : written_) {
     if (!inputs[i]->is_inference()) {  // saves for a backward pass notice
       inputs[i]->unsafeGetTensorImpl()->bump_version();
@@ -294,6 +289,53 @@ std::vector<at::Tensor> PinnedGraph::hand_out(at::ArrayRef<const at::Tensor*> in
   return results;
 }
 
+// Copies, which stand to one another as eager's results would: those of one memory share it, and are views of the one
+// that holds it all, or of what is no result.
+void PinnedGraph::hand_out_own(std::vector<at::Tensor>& results) const {
+  std::vector<at::Tensor> bases(own_.size());
+  const bool inference = c10::InferenceMode::is_enabled();
+  std::optional<c10::InferenceMode> mode;
+  const auto set_mode = [&](const PinnedResult& r) {
+    if (r.inference != inference) {
+      mode.emplace(r.inference);
+    }
+  };
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto& r = results_[i];
+    if (r.kind == PinnedResult::Own && own_[r.own].base == static_cast<int>(i)) {
+      set_mode(r);
+      const at::AutoDispatchBelowADInplaceOrView below;
+      results[i] = bases[r.own] = fresh_ ? r.tensor : r.tensor.clone();
+    }
+    mode.reset();
+  }
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto& r = results_[i];
+    if (r.kind != PinnedResult::Own || own_[r.own].base == static_cast<int>(i)) {
+      continue;
+    }
+    set_mode(r);
+    auto& base = bases[r.own];
+    const auto& l = r.layout;
+    if (!base.defined()) {
+      const at::AutoDispatchBelowADInplaceOrView below;
+      const auto& bytes = own_[r.own].bytes;
+      const auto copy = fresh_ ? bytes : bytes.clone();
+      Layout flat{{bytes.numel() / static_cast<int64_t>(l.dtype.itemsize())}, {1}, 0, l.dtype, false, false};
+      base = over(flat, copy.storage(), 0, copy.device());
+    }
+    if (l.dtype == base.dtype() && !l.conj && !l.neg) {
+      results[i] = base.as_strided(l.sizes, l.strides, l.offset);
+    } else {
+      results[i] = over(l, base.storage(), 0, base.device());
+      if (!results[i].is_inference() && !base.is_inference()) {
+        results[i].unsafeGetTensorImpl()->set_version_counter(base.unsafeGetTensorImpl()->version_counter());
+      }
+    }
+    mode.reset();
+  }
+}
+
 void bind_pinned(py::module_& m) {
   py::class_<Turn, std::shared_ptr<Turn>>(m, "Turn")
       .def(py::init([](const std::string& type) { return std::make_shared<Turn>(c10::Device(type).type()); }))
@@ -303,17 +345,18 @@ void bind_pinned(py::module_& m) {
   py::class_<PinnedGraph, Replayable, std::shared_ptr<PinnedGraph>>(m, "PinnedGraph")
       .def(py::init([](py::object launch, py::object busy, std::shared_ptr<Turn> turn, const Inputs& stand_ins,
                        const std::vector<Part>& spans, const std::vector<int>& written, std::vector<at::Tensor> results,
-                       const std::vector<at::Tensor>& constants, bool fresh, bool poison) {
+                       const std::vector<at::Tensor>& constants, bool placed, bool fresh, bool poison) {
              std::vector<Span> parts;
              for (const auto& [positions, from, bytes, memory] : spans) {
                parts.push_back({positions, from, bytes, memory, {}, false});
              }
              return std::make_shared<PinnedGraph>(std::move(launch), std::move(busy), std::move(turn),
                                                   tensors_of(stand_ins), std::move(parts), written, std::move(results),
-                                                  constants, fresh, poison);
+                                                  constants, placed, fresh, poison);
            }),
            py::arg("launch"), py::arg("busy"), py::arg("turn"), py::arg("stand_ins"), py::arg("spans"),
-           py::arg("written"), py::arg("results"), py::arg("constants"), py::arg("fresh"), py::arg("poison"),
+           py::arg("written"), py::arg("results"), py::arg("constants"), py::arg("placed"), py::arg("fresh"),
+           py::arg("poison"),
            "spans: (positions, bytes from the first one's first element to the begin, bytes, the copy as uint8).")
       .def("disown", &PinnedGraph::disown)
       .def("run", [](PinnedGraph& g,

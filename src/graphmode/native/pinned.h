@@ -30,22 +30,31 @@ struct Layout {
 
 // What a replay hands out.
 struct PinnedResult {
-  enum Kind : uint8_t { Same, View, Constant, Whole, Own } kind = Own;
-  int position = -1;  // Same: the input itself. View: the input whose memory it is
-  int64_t from = 0;   // View: bytes from the input's first element to its own
-  size_t own = 0;     // Own: which memory of the graph's
-  Layout layout;      // View, Own
-  at::Tensor tensor;  // Constant: itself. Whole: the graph's, to be cloned
+  enum Kind : uint8_t { Same, View, Constant, Own } kind = Own;
+  int position = -1;       // Same: the input itself. View: the input whose memory it is
+  int64_t from = 0;        // View: bytes from the input's first element to its own
+  size_t own = 0;          // Own: which memory of the graph's
+  bool inference = false;  // Own: made in inference mode
+  Layout layout;           // View, Own
+  at::Tensor tensor;       // Constant: itself. Own: the graph's
+};
+
+// Memory that the capture allocated and that results lie in.
+struct OwnMemory {
+  at::Tensor bytes;  // uint8, the whole storage
+  int base = -1;     // the result that all others lie in; -1: they are views of what is no result
 };
 
 class PinnedGraph final : public Replayable {
  public:
   // launch: a Python callable that replays. busy: one that tells whether another capture is open. turn: null where
   // graphs share no memory. stand_ins: what the capture had as arguments, undefined where that was no tensor.
-  // fresh: results are memory of their own already. constants: what the program has besides its inputs.
+  // placed: inputs must lie in their storages where they lay at capture. fresh: results are memory of their own
+  // already. constants: what the program has besides its inputs.
   PinnedGraph(pybind11::object launch, pybind11::object busy, std::shared_ptr<Turn> turn,
               std::vector<at::Tensor> stand_ins, std::vector<Span> spans, const std::vector<int>& written,
-              std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool fresh, bool poison);
+              std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool placed, bool fresh,
+              bool poison);
   ~PinnedGraph() override;
   // Lets go of everything that the capture allocated: the device keeps it for the graph, and may give it to the next.
   // What was made outside of it, as inputs that are read in place, is let go of in any case.
@@ -59,6 +68,8 @@ class PinnedGraph final : public Replayable {
  private:
   void fill(at::ArrayRef<const at::Tensor*> inputs);
   void launch();
+  bool holds_all(const PinnedResult& r) const;
+  void hand_out_own(std::vector<at::Tensor>& results) const;
 
   pybind11::object launch_, busy_;
   std::shared_ptr<Turn> turn_;
@@ -67,8 +78,7 @@ class PinnedGraph final : public Replayable {
   std::vector<InputUse> uses_;
   std::vector<int> written_;
   std::vector<PinnedResult> results_;
-  std::vector<at::Tensor> own_;       // uint8, each the whole of one storage that the capture allocated
-  std::vector<bool> taken_as_bytes_;  // per own_: results are views of it
+  std::vector<OwnMemory> own_;
   bool fresh_, poison_;
 };
 

@@ -12,6 +12,7 @@
 #include <torch/csrc/utils/object_ptr.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "recorder.h"
@@ -41,7 +42,7 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   int64_t lo = 0, hi = 0;  // bytes touched, from the first element
   // Int
   long integer = 0;
-  // Object: of a type that torch knows as opaque, which custom ops take as it is
+  // Object: of a type that torch knows as opaque, which custom ops take as it is; or a float, by its bits
   bool by_value = false;       // equal when they say so; else the same
   PyObject* object = nullptr;  // held among the entry's
 };
@@ -156,6 +157,10 @@ bool overlaps_as_recorded(Entry& e, const at::Tensor* const* tensors) {
 bool same_object(const ArgCheck& want, PyObject* got) {
   if (got == want.object) {
     return true;
+  }
+  if (PyFloat_CheckExact(want.object)) {
+    return PyFloat_CheckExact(got) &&
+           std::bit_cast<uint64_t>(PyFloat_AS_DOUBLE(got)) == std::bit_cast<uint64_t>(PyFloat_AS_DOUBLE(want.object));
   }
   if (!want.by_value || Py_TYPE(got) != want.type) {
     return false;

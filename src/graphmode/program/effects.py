@@ -94,6 +94,13 @@ def _arguments(node: fx.Node) -> Iterator[tuple[torch.Argument, list[fx.Node]]]:
         yield argument, [n for n in (given if isinstance(given, (list, tuple)) else [given]) if isinstance(n, fx.Node)]
 
 
+def looks_at_places(gm: fx.GraphModule) -> bool:
+    """Whether a call depends on where a tensor lies in its storage: it counts from the storage's begin, or must divide
+    the offset into larger elements."""
+    names = {op_name(n.target) for n in gm.graph.nodes if isinstance(n.target, torch._ops.OperatorBase)}
+    return any(name.startswith("aten::as_strided") or name == "aten::view.dtype" for name in names)
+
+
 def handed_on(gm: fx.GraphModule) -> set[int]:
     """Positions of the placeholders that only custom ops without results take, as they are.
 

@@ -20,7 +20,8 @@ def line_of(node: fx.Node) -> str:
     frames = _FRAME.findall(trace)
     if not frames:
         return ""
-    file, number, function, code = frames[-1]
+    users = [f for f in frames if not f[0].startswith(_OURS)]  # torch's own are there under a default device
+    file, number, function, code = (users or frames)[-1]
     return f"{Path(file).name}:{number} in {function}: {code.strip()}"
 
 

@@ -38,7 +38,11 @@ class PinnedGraphs:
     A signature may have several: models of one architecture share a region, and each has weights of its own.
     """
 
-    def __init__(self, written: Collection[int], device: Device, constants: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, written: Collection[int], device: Device, constants: Sequence[torch.Tensor], placed: bool
+    ) -> None:
+        """`placed`: the program looks at where its inputs lie in their storages."""
+        self.placed = placed
         self.table: dict[tuple[Hashable, tuple[int, ...]], Pinned] = {}  # by signature and the weights' addresses
         self._written = sorted(written)
         self._device = device
@@ -80,7 +84,8 @@ class PinnedGraphs:
         tensors = {i: a for i, a in enumerate(args) if isinstance(a, torch.Tensor)}
         stays = {i for i, a in tensors.items() if isinstance(a, torch.nn.Parameter) or self._is_where_it_was(i, a)}
         copied = (tensors.keys() - stays) | self._travels
-        return Slots(args, copied, filled=self._device.capabilities.capture_executes)
+        filled = self._device.capabilities.capture_executes
+        return Slots(args, copied, filled=filled, whole=self.placed)
 
     def graph(self, graph: DeviceGraph, slots: Slots, results: Sequence[torch.Tensor], poison: bool) -> _C.PinnedGraph:
         """What copies, replays and copies. Afterwards the capture's memory is the device's, where it keeps it."""
@@ -94,6 +99,7 @@ class PinnedGraphs:
             self._written,
             results,
             self._constants,
+            self.placed,
             capabilities.fresh_outputs,
             poison,
         )

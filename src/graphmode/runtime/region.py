@@ -24,7 +24,14 @@ from graphmode.inspect.captures import log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
 from graphmode.program.breaks import find_breaks
-from graphmode.program.effects import gives_memory_of_its_own, handed_on, is_opaque, switches_mode, written_inputs
+from graphmode.program.effects import (
+    gives_memory_of_its_own,
+    handed_on,
+    is_opaque,
+    looks_at_places,
+    switches_mode,
+    written_inputs,
+)
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
 from graphmode.runtime.admission import Admission
@@ -85,8 +92,12 @@ class Region:
         capabilities = self._device.capabilities
         self._handed_on = handed_on(gm) if capabilities.rebind_inputs else set()
         self._pinned = (
-            None if capabilities.rebind_inputs else PinnedGraphs(self._written, self._device, self._constants)
+            None
+            if capabilities.rebind_inputs
+            else PinnedGraphs(self._written, self._device, self._constants, looks_at_places(gm))
         )
+        unused = {i for i, p in enumerate(gm.graph.find_nodes(op="placeholder")) if not p.users}
+        self._unused = unused if self._pinned is not None else set()
         self.modes = modes
         self.run = _C.Runner(self._miss, self._go_on_live)
         _C.runner_modes(self.run, modes.enables_grad, -1 if modes.leaves_grad is None else modes.leaves_grad)
@@ -166,6 +177,12 @@ class Region:
         standing = collections.Counter(id(a) for a in args)
         return [i for i in sorted(self._handed_on) if standing[id(args[i])] == 1]
 
+    def _seen_by_a_graph(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments, with a number for tensors that the program does not use: those may be of another device."""
+        if not self._unused:
+            return args
+        return tuple(0 if i in self._unused and isinstance(a, torch.Tensor) else a for i, a in enumerate(args))
+
     def _miss(self, *args: Any) -> tuple[Any, ...]:
         with self.modes.undone_by_an_error():
             return self._serve(args)
@@ -178,11 +195,12 @@ class Region:
             return self.live(args)  # inside another capture the calls are recorded there
         if self.parts is not None:
             return self._in_parts(args)
+        called_with, args = args, self._seen_by_a_graph(args)
         given = self._given(args)
         reason = not_capturable(self._device, args, given)
         if reason is not None:
             return self._live_because(reason, None, args)
-        key = signature_of(args, given)
+        key = signature_of(args, given, placed=self._pinned is not None and self._pinned.placed)
         with self._device.in_turn(args):  # one after the other: who waited here may find what another thread captured
             with self._lock:
                 ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
@@ -193,7 +211,7 @@ class Region:
             if ready is not None:
                 return _C.runner_replay(self.run, ready.number, args)
             if wanted and not too_large:
-                return self._capture(key, args)
+                return self._capture(key, args, called_with)
         if refused is not None:
             return self._live_because(*refused, args)
         if too_large:
@@ -260,7 +278,7 @@ class Region:
 
     # --- capture ------------------------------------------------------------------------------------------------
 
-    def _capture(self, key: Hashable, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _capture(self, key: Hashable, args: tuple[Any, ...], called_with: tuple[Any, ...]) -> tuple[Any, ...]:
         start = time.perf_counter()
         graph = self._device.graph()
         located = Located(self.gm, graph)
@@ -290,7 +308,7 @@ class Region:
             held = graph.bytes()
             if self._pinned is not None and slots is not None:
                 native = self._pinned.graph(graph, slots, _tensors(results), self.options.poison)
-            self._keep(key, graph, args, results, slots, native, located.resume)
+            self._keep(key, graph, args, called_with, results, slots, native, located.resume)
             owner = None if self._ends_with is None else self._ends_with()
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
@@ -353,6 +371,7 @@ class Region:
         key: Hashable,
         graph: DeviceGraph,
         args: tuple[Any, ...],
+        called_with: tuple[Any, ...],
         results: tuple[Any, ...],
         slots: Slots | None,
         native: _C.PinnedGraph | None,
@@ -364,7 +383,7 @@ class Region:
             self._verify(graph, args if slots is None else slots.args)
         with self._lock:
             if self._pinned is not None and slots is not None and native is not None:
-                number = _C.runner_add(self.run, args, native, _outputs(results))
+                number = _C.runner_add(self.run, called_with, native, _outputs(results))
                 self._pinned.keep(key, number, slots, args)
             else:
                 assert isinstance(graph, CpuGraph) and graph.executable is not None

@@ -12,12 +12,13 @@ from graphmode import _C
 from graphmode.devices.adapter import Device
 
 
-def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashable:
+def signature_of(args: Sequence[Any], handed_on: Collection[int] = (), *, placed: bool = False) -> Hashable:
     """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides.
 
     Args:
         args: of one call.
         handed_on: positions of tensors whose sizes and place matter to no recorded call.
+        placed: where a tensor lies in its storage matters, and how large that is.
     """
     parts: list[Hashable] = [_C.mode_bits()]
     storages: dict[int, tuple[int, Any]] = {}
@@ -38,8 +39,11 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = ()) -> Hashab
                     arg.is_conj(),
                     arg.is_neg(),
                     alias[0] if alias[0] == i else (alias[0], begin - alias[1]),
+                    (begin, arg.untyped_storage().nbytes()) if placed else None,
                 )
             )
+        elif type(arg) is float:
+            parts.append((float, arg.hex()))  # 0.0 is not -0.0
         elif type(arg) is int or is_opaque_value_type(type(arg)):
             parts.append((type(arg), arg))
         else:
@@ -55,6 +59,8 @@ def not_capturable(device: Device, args: Sequence[Any], handed_on: Collection[in
                 layout = str(arg.layout).removeprefix("torch.")
                 found = f"{type(arg).__name__}, {layout}, {arg.device}"
                 return f"input {i} is no plain strided {device.name.upper()} tensor ({found})"
+        elif type(arg) is float and not device.capabilities.rebind_inputs:
+            continue  # the value selects a graph, as it is part of the device's kernels
         elif type(arg) is not int and not is_opaque_type(type(arg)):
             return f"input {i} is a {type(arg).__name__}, which no signature can hold"
     return _hidden_overlap([None if i in handed_on else a for i, a in enumerate(args)])

@@ -44,16 +44,19 @@ class _Span:
 class Slots:
     """Stand-ins for some inputs of a call; the others stand for themselves."""
 
-    def __init__(self, args: Sequence[Any], copied: Collection[int], *, filled: bool = True) -> None:
+    def __init__(
+        self, args: Sequence[Any], copied: Collection[int], *, filled: bool = True, whole: bool = False
+    ) -> None:
         """Makes the copies.
 
         Args:
             args: a call's arguments; only tensors are ever copied.
             copied: positions to copy. Inputs that share memory with one of them are copied with it.
             filled: with the call's values; else with anything.
+            whole: copies are of whole storages, for those who look beyond the inputs.
         """
         self.args = list(args)
-        self._spans = [s for s in _spans(args) if any(p in copied for p in s.positions)]
+        self._spans = [s for s in _spans(args, whole) if any(p in copied for p in s.positions)]
         self.homes = {  # addresses of those that stand for themselves, by position
             i: a.data_ptr() for i, a in enumerate(args) if isinstance(a, torch.Tensor) and not self._is_copied(i)
         }
@@ -78,7 +81,7 @@ class Slots:
         return [(s.positions, s.start - s.first, s.end - s.start, s.copy()) for s in self._spans]
 
 
-def _spans(args: Sequence[Any]) -> list[_Span]:
+def _spans(args: Sequence[Any], whole: bool) -> list[_Span]:
     spans: dict[int, _Span] = {}
     for i, a in enumerate(args):
         if isinstance(a, torch.Tensor):
@@ -89,5 +92,7 @@ def _spans(args: Sequence[Any]) -> list[_Span]:
             span = spans.setdefault(a.untyped_storage()._cdata, _Span(begin, begin, begin))
             span.start = min(span.start, begin)
             span.end = max(span.end, end * a.element_size())
+            if whole:
+                span.start, span.end = 0, a.untyped_storage().nbytes()
             span.positions.append(i)
     return list(spans.values())

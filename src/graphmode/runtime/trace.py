@@ -24,7 +24,6 @@ from graphmode import _C
 from graphmode.runtime.guards import Guards
 from graphmode.runtime.watch import CONSTANTS, Pin, Watched, roots
 
-
 CHANGES_STATE = "the model changes Python state, which only Dynamo's code repeats"
 
 

@@ -182,7 +182,8 @@ class Watched:
         """Whether an object has a constant as its attribute, and the entries say so: to write it changes nothing."""
         pinned = self.pin(source)
         cls, own = type(pinned.value), instance_dict(pinned.value)
-        if pinned.kind is not Pin.FIXED or own is None or cls.__setattr__ is not object.__setattr__:
+        plain = static_attribute(cls, "__setattr__") is object.__setattr__
+        if pinned.kind is not Pin.FIXED or own is None or not plain:
             return False
         self.add("object", pinned.value)
         found = own.get(name, _MISSING)
