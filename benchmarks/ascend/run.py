@@ -1,0 +1,90 @@
+"""The Ascend benchmark: `python benchmarks/ascend/run.py --json FILE`, over the emulated NPU of `make install-ascend`.
+
+Each row in a process of its own: behaviour (behaviour.py) and steps of models (steps.py), by graphmode and torch_npu's
+own backends. Says nothing of a device's speed: host time, launches, tasks and memory are what an emulation can tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from behaviour import ROWS, SETTINGS
+from nets import CASES
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+BACKENDS = ("graphmode", "npugraph_ex", "npugraphs")
+MORE = ("eager", "graphmode.compile")  # of steps alone
+LIMIT_S = 900
+
+
+def row(script: str, name: str, backend: str) -> dict[str, Any]:
+    """What a script printed last, or how its process ended."""
+    command = [sys.executable, "-W", "ignore", str(HERE / script), name, backend]
+    simulated = [str(Path(sys.executable).with_name("ascend-sim")), "run", *command]
+    settings = {**os.environ, **SETTINGS.get(name, {})}
+    try:
+        done = subprocess.run(simulated, capture_output=True, text=True, env=settings, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return {"row": name, "backend": backend, "came": "ended", "note": f"not done after {LIMIT_S} s"}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and lines:
+        return dict(json.loads(lines[-1]))
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    return {"row": name, "backend": backend, "came": "ended", "note": f"exit {done.returncode}: {last[:120]}"}
+
+
+def behaviour_table(rows: Sequence[dict[str, Any]], backends: Sequence[str]) -> Table:
+    table = Table("", *backends, title="Behaviour, against eager on the same device")
+    for name in ROWS:
+        found = {r["backend"]: f"{r['came']}: {r['note']}" for r in rows if r.get("row") == name}
+        table.add_row(name, *(found.get(b, "") for b in backends))
+    return table
+
+
+def steps_table(rows: Sequence[dict[str, Any]]) -> Table:
+    heads = ("model", "backend", "right", "host us", "above bare", "calls", "launches", "kernels", "tasks", "MiB")
+    table = Table(*heads, title="A step: host time above the bare replay, calls of the runtime, reserved memory")
+    for r in rows:
+        if "host_us" not in r:
+            table.add_row(str(r["row"]), r["backend"], f"{r['came']}: {r['note']}")
+            continue
+        above = r["host_us"] - r["bare_us"]
+        numbers = (f"{r['host_us']:.0f}", f"{above:.0f}", r["runtime_calls"], r["launches"], r["kernels"], r["tasks"])
+        table.add_row(
+            r["model"], r["backend"], f"{r['right']} of {r['of']}", *map(str, numbers), str(r["reserved_mib"])
+        )
+    return table
+
+
+@click.command()
+@click.option("--only", type=click.Choice(["behaviour", "steps"]), default=None, help="One of the two.")
+@click.option("--backends", default=",".join(BACKENDS), show_default=True)
+@click.option("--models", default=",".join(CASES), show_default=True)
+@click.option("--json", "path", type=click.Path(path_type=Path), default=None, help="Where the rows go.")
+def main(only: str | None, backends: str, models: str, path: Path | None) -> None:
+    """Runs the rows and prints the tables."""
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    named = backends.split(",")
+    rows: list[dict[str, Any]] = []
+    if only != "steps":
+        rows = [row("behaviour.py", name, b) for name in ROWS for b in named]
+        console.print(behaviour_table(rows, named))
+    if only != "behaviour":
+        steps = [row("steps.py", m, b) for m in models.split(",") for b in (*named, *MORE)]
+        console.print(steps_table(steps))
+        rows += steps
+    if path is not None:
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
