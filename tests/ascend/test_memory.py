@@ -113,3 +113,13 @@ def test_a_second_device_has_graphs_of_its_own() -> None:
             assert_same(g(x), model(x))
     assert since.captures == 1 and since.replays == 3, reasons()
     assert torch.npu.current_device() == 0
+
+
+def test_inputs_on_two_devices_are_no_graph_and_say_so() -> None:
+    if torch.npu.device_count() < 2:
+        pytest.skip("one device")
+    g = torch.compile(lambda a, b: (a + 1, b + 1), backend="graphmode")
+    for i in range(5):
+        a, b = torch.full((3,), float(i), device="npu:0"), torch.full((3,), float(i), device="npu:1")
+        assert_same(g(a, b), (a + 1, b + 1))
+    assert any("a graph is of one device" in reason for reason in reasons())

@@ -523,3 +523,33 @@ def test_an_attribute_set_to_what_another_setattr_makes_of_it() -> None:
                 object.__setattr__(kept, "offset", 4)
             assert_same(g(x), x * 2)
             assert kept.n == (1 if i < 3 else 5)
+
+
+class Logs(collections.OrderedDict[str, Any]):
+    """A container with a class of its own: Dynamo takes changes of its items for changes of an object."""
+
+
+class Names(list[Any]):
+    """The same of a list."""
+
+
+@pytest.mark.parametrize("kind", ["ordered dict", "its subclass", "a list's subclass"])
+def test_items_that_a_call_leaves_in_a_container_are_left_by_every_call(kind: str) -> None:
+    """Not a set's subclass: there torch.compile loses the item with any backend."""
+    kept: Any = {
+        "ordered dict": collections.OrderedDict(k=torch.zeros(3)),
+        "its subclass": Logs(k=torch.zeros(3)),
+        "a list's subclass": Names([torch.zeros(3)]),
+    }[kind]
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            kept["k" if isinstance(kept, dict) else 0] = x * 3
+            return x * 2
+
+    g = by_graphmode_compile(Net())
+    with torch.no_grad():
+        for _ in range(7):
+            x = torch.randn(3)
+            assert_same(g(x), x * 2)
+            assert_same(next(iter(kept.values())) if isinstance(kept, dict) else kept[0], x * 3)

@@ -179,3 +179,26 @@ def test_the_least_recently_used_graph_goes() -> None:
                 x = torch.randn(n)
                 assert_same(g(x), x * 2)
     assert since.evictions >= 3 and graphmode.report().graphs <= 2
+
+
+def test_what_a_program_writes_beyond_an_input_may_be_another_input() -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        x.as_strided((8,), (1,)).add_(1)
+        return y * 2
+
+    g = compiled(f)
+    for i in range(10):
+        mine, theirs = torch.arange(8.0), torch.arange(8.0)
+        other = torch.randn(8) if i % 3 else None
+        y = (mine if other is None else other)[4:]
+        want = (theirs if other is None else other.clone())[4:]
+        assert_same(g(mine[:4], y), f(theirs[:4], want))
+        assert_same(mine, theirs)
+
+
+def test_a_complex_view_at_an_odd_offset_raises_as_in_eager() -> None:
+    g, base = compiled(lambda x: (torch.view_as_complex(x), x + 1)), torch.arange(9.0)
+    for _ in range(5):
+        g(base[:8].view(4, 2))
+    with pytest.raises(RuntimeError):
+        g(base[1:].view(4, 2))

@@ -105,7 +105,8 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
     const auto owner = owners.emplace(storage_of(t), position).first->second;
     themselves.emplace(t.unsafeGetTensorImpl(), position);
     use.alias_of = owner == position ? -1 : owner;
-    use.hi = extent_of(t);
+    use.lo = placed ? -begin_of(t) : 0;  // the program may look at all of the storage
+    use.hi = placed ? static_cast<int64_t>(storage_of(t)->nbytes()) - begin_of(t) : extent_of(t);
     use.absolute = placed;
     use.offset = t.storage_offset();
     use.needs = placed ? static_cast<int64_t>(storage_of(t)->nbytes()) : 0;
@@ -279,6 +280,8 @@ std::vector<at::Tensor> PinnedGraph::hand_out(at::ArrayRef<const at::Tensor*> in
       const auto at = begin_of(base) + r.from;
       const auto& l = r.layout;
       const auto item = static_cast<int64_t>(l.dtype.itemsize());
+      TORCH_CHECK(at % item == 0, "a view as a larger dtype: the input's offset of ", at, " bytes is no multiple of ",
+                  item);
       if (l.dtype == base.dtype() && l.conj == base.is_conj() && l.neg == base.is_neg()) {
         results[i] = base.as_strided(l.sizes, l.strides, at / item);
       } else {

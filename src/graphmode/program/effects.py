@@ -98,7 +98,8 @@ def looks_at_places(gm: fx.GraphModule) -> bool:
     """Whether a call depends on where a tensor lies in its storage: it counts from the storage's begin, or must divide
     the offset into larger elements."""
     names = {op_name(n.target) for n in gm.graph.nodes if isinstance(n.target, torch._ops.OperatorBase)}
-    return any(name.startswith("aten::as_strided") or name == "aten::view.dtype" for name in names)
+    larger = {"aten::view.dtype", "aten::view_as_complex"}
+    return any(name.startswith("aten::as_strided") or name in larger for name in names)
 
 
 def handed_on(gm: fx.GraphModule) -> set[int]:

@@ -53,8 +53,11 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = (), *, placed
 
 def not_capturable(device: Device, args: Sequence[Any], handed_on: Collection[int] = ()) -> str | None:
     """Why no graph of a device can take these arguments; None when one can. `handed_on`: as for `signature_of`."""
+    first = next((a for a in args if isinstance(a, torch.Tensor)), None)
     for i, arg in enumerate(args):
         if isinstance(arg, torch.Tensor):
+            if first is not None and arg.device != first.device and arg.device.type == first.device.type:
+                return f"input {i} is on {arg.device} and another on {first.device}: a graph is of one device"
             if not device.takes(arg):
                 layout = str(arg.layout).removeprefix("torch.")
                 found = f"{type(arg).__name__}, {layout}, {arg.device}"

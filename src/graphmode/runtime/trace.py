@@ -18,6 +18,7 @@ from torch._dynamo.side_effects import SideEffects
 from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._dynamo.types import GuardFilterEntry
 from torch._dynamo.variables.base import AttributeMutationExisting, ValueMutationExisting
+from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 from torch._guards import Source
 
 from graphmode import _C
@@ -133,7 +134,11 @@ def _writes(effects: SideEffects) -> list[tuple[Source, str, Any]] | None:
     for v in changed:
         if v.source is None or not isinstance(v.mutation_type, AttributeMutationExisting):
             return None
-        for name, value in effects.store_attr_mutations.get(v, {}).items():
+        if v not in effects.store_attr_mutations or (
+            isinstance(v, UserDefinedObjectVariable) and v.is_base_vt_modified(effects)
+        ):
+            return None  # items of a dict, list or set with a class of its own, which are no attributes
+        for name, value in effects.store_attr_mutations[v].items():
             if not value.is_python_constant() or type(value.as_python_constant()) not in CONSTANTS:
                 return None
             writes.append((v.source, name, value.as_python_constant()))
