@@ -30,20 +30,22 @@ def compile_graph(
             f"engine 'torchair' compiles for NPUs, and the inputs are on {device}: move model and inputs there with "
             '.npu(), or use engine "native" or "inductor"'
         )
+    config = options.compiler_config
+    whose = type(config).__module__
+    if config is not None and "torchair" not in whose:
+        raise OptionError(
+            f"engine 'torchair' takes torchair's CompilerConfig; got one of {whose}: make one of torchair's, or leave "
+            "engine out"
+        )
     try:
         import torchair
 
-        config = torchair.CompilerConfig() if options.compiler_config is None else options.compiler_config
-        if not isinstance(config, torchair.CompilerConfig):
-            raise OptionError(
-                f"engine 'torchair' takes torchair's CompilerConfig; got {type(config).__module__}'s: make one of "
-                "torchair's, or leave engine out"
-            )
-        compiled: Callable[..., Any] = torchair.get_npu_backend(compiler_config=config)(gm, example_inputs)
+        backend = torchair.get_npu_backend(compiler_config=config or torchair.CompilerConfig())
     except ImportError as error:
         raise EngineError(
             f"engine 'torchair' needs torch_npu with its torchair, protobuf, and CANN with its graph engine "
             f"(libge_runner.so), whose set_env.sh was sourced; missing: {error}. Leave engine out: graphmode's own "
             "needs none of them"
         ) from error
+    compiled: Callable[..., Any] = backend(gm, example_inputs)
     return compiled

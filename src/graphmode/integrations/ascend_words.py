@@ -31,14 +31,14 @@ _COUNT = range(1, 2**63)
 _INDEX = range(0, 2**63)
 _ACL = "experimental_config.aclgraph."
 
-_IN_PLACE = "always so: what writes in place does so here, and nothing was made a copy that could be put back."
+_IN_PLACE = "in place whatever is given: programs are never made functional, so no copy is there to be undone."
 _NO_OPS = "always so: calls that give back their argument are dropped where aliasing and bits stay what they are."
 _ONE_POOL = "always so: all graphs of a device share a pool. Results are copied out of it, so no graph can spoil them."
 _COPIED_OUT = "always so: results are yours, and no later call changes them."
 _FROZEN = "always so: weights are read where they lie. One that moved is seen, and captured anew."
 _FUSION = "`False` is `fuel=0`: no calls become one kernel."
 _ADD_A_PASS = (
-    "it would be handed Inductor's functional graph, and graphmode's program keeps mutation in place. Add a pass of "
+    "it is written for torch_npu's functional graph, and graphmode's program keeps mutation in place. Add a pass of "
     "graphmode's instead (the page *Add a pass*)."
 )
 _NO_DUMP = (
