@@ -138,7 +138,7 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
         return own
     from graphmode.integrations import ascend_options  # only for those who come from there
 
-    Options(compiler_config=config)
+    Options(compiler_config=config)  # says what it takes
     theirs = {n: v for n, v in given.items() if n not in own}
     said_by = {n: f"{n}={v!r}" for n, v in own.items()}
     for name, value in [*theirs.items(), *(ascend_options.changed(config).items() if config is not None else ())]:
