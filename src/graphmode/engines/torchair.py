@@ -42,9 +42,10 @@ def compile_graph(
 
         backend = torchair.get_npu_backend(compiler_config=config or torchair.CompilerConfig())
     except ImportError as error:
+        missing = str(error).strip().partition("\n")[0]  # torch_npu adds lines of its own
         raise EngineError(
             f"engine 'torchair' needs torch_npu with its torchair, protobuf, and CANN with its graph engine "
-            f"(libge_runner.so), whose set_env.sh was sourced; missing: {error}. Leave engine out: graphmode's own "
+            f"(libge_runner.so), whose set_env.sh was sourced; missing: {missing}. Leave engine out: graphmode's own "
             "needs none of them"
         ) from error
     compiled: Callable[..., Any] = backend(gm, example_inputs)
