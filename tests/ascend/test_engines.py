@@ -22,7 +22,7 @@ def test_inductor_without_triton() -> None:
 
 
 def test_torchair_without_ge() -> None:
-    with pytest.raises(EngineError, match="missing: .*(protobuf|libfmk_parser).*. Leave engine out"):
+    with pytest.raises(EngineError, match=r"missing: .*(protobuf|libfmk_parser).*\. Leave engine out"):
         run("torchair")
 
 
