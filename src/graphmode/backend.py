@@ -15,6 +15,7 @@ from torch._guards import ChainedSource
 
 from graphmode import _C
 from graphmode.devices.adapter import device_named, has_adapter
+from graphmode.engines import compile_by_engine
 from graphmode.integrations import resolver_of
 from graphmode.options import Options, resolve
 from graphmode.program.program import Program, make_program
@@ -45,12 +46,15 @@ def graphmode_backend(
 
     Raises:
         OptionError: an unknown option or a bad value.
+        EngineError: the engine asked for misses something.
     """
     errors_reach_the_caller()
     resolved = resolve(options, mode)
-    modes = modes_of(gm)
     types = [a.device.type for a in example_inputs if isinstance(a, torch.Tensor)]
     first = next((t for t in types if t != "cpu"), "cpu")  # a number may come on the host, beside the device's tensors
+    if resolved.engine != "native" and resolved.mode != "eager":
+        return compile_by_engine(gm, example_inputs, resolved, first)
+    modes = modes_of(gm)
     device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
     adapter = device_named(device if resolved.device == "auto" else resolved.device)
     if modes.inference:  # tracing loses it: such a program is captured as Dynamo gave it

@@ -16,6 +16,10 @@ class UnsupportedError(exc.ShortenTraceback, GraphModeError):
         super().__init__(message, first_useful_frame=None)
 
 
+class EngineError(UnsupportedError):
+    """The engine asked for can't compile here: what is missing, and how to get it."""
+
+
 class OptionError(exc.ShortenTraceback, GraphModeError, ValueError):
     """An unknown option, or a value it does not take."""
 

@@ -18,10 +18,11 @@ from typing import Any, Literal
 from graphmode.errors import OptionError
 
 Mode = Literal["reduce-overhead", "max-autotune", "eager"]
+Engine = Literal["native", "inductor", "torchair"]
 
 
-def _option(default: Any, cost: str) -> Any:
-    return field(default=default, metadata={"cost": cost})
+def _option(default: Any, cost: str, **more: Any) -> Any:
+    return field(default=default, metadata={"cost": cost}, **more)
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,39 @@ class Options:
         False, "replay each new graph once on scratch copies and compare with eager: doubles capture time"
     )
     device: str = _option("auto", "adapter that captures: auto takes that of the inputs")
+    engine: Engine = _option(
+        "native",
+        "who compiles: native is graphmode; inductor and torchair (its max-autotune, by GE) are those compilers, whose "
+        "code runs outside graphmode's graphs, counted as live calls, with results within their tolerance; "
+        "not asked in mode eager",
+    )
+    compiler_config: object = _option(
+        None,
+        "a CompilerConfig of torchair or npugraph_ex: what differs from its defaults is put into graphmode's options "
+        "or refused; with the engine torchair it is torchair's own",
+        hash=False,  # theirs has none
+    )
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
             value = getattr(self, name)
             choices = typing.get_args(hint)
-            good = value in choices if choices else type(value) is hint
+            if hint is object:
+                good = value is None or type(value).__name__ == "CompilerConfig"
+            else:
+                good = value in choices if choices else type(value) is hint
             if not good or (hint is int and value < 0):
                 wanted = " or ".join(repr(c) for c in choices) if choices else _wanted(hint)
                 raise OptionError(f"option {name!r} takes {wanted}; got {value!r}")
+        if self.require and self.engine != "native" and self.mode != "eager":
+            raise OptionError(
+                f"require=True forbids what engine={self.engine!r} is: code outside graphs. Leave one out"
+            )
 
 
 def _wanted(hint: type) -> str:
-    return {int: "an integer, 0 or more", bool: "True or False", str: "a string"}[hint]
+    wanted = {int: "an integer, 0 or more", bool: "True or False", str: "a string"}
+    return wanted.get(hint, "a CompilerConfig of torchair or npugraph_ex")
 
 
 def names() -> list[str]:
@@ -83,7 +104,7 @@ def _from_environment() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names():
         text = os.environ.get(variable(name))
-        if text is None:
+        if text is None or hints[name] is object:
             continue
         if hints[name] is bool:
             truth = {"1": True, "true": True, "0": False, "false": False}.get(text.lower())
@@ -105,11 +126,39 @@ _scoped: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar(
 )
 
 
-def check_names(given: Mapping[str, Any]) -> None:
-    """Raises OptionError for a name that is no option."""
-    for name in given:
-        if name not in names():
-            raise OptionError(f"unknown option {name!r}; the options are {', '.join(names())}")
+def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in graphmode's words, of which some may be in those of torch_npu's backends.
+
+    Raises:
+        OptionError: a name that is no option, one of theirs that nothing here does, or two that contradict each other.
+    """
+    own = {n: v for n, v in given.items() if n in names() and not (n == "mode" and v == "npugraph_ex")}
+    config = own.get("compiler_config")
+    if config is not None and _in_force("engine", own) == "torchair":
+        config = None  # its own, to read as it will
+    if len(own) == len(given) and config is None:
+        return own
+    from graphmode.integrations import ascend_options  # only for those who come from there
+
+    Options(compiler_config=config)  # says what it takes
+    theirs = {n: v for n, v in given.items() if n not in own}
+    said_by = {n: f"{n}={v!r}" for n, v in own.items()}
+    for name, value in [*theirs.items(), *(ascend_options.changed(config).items() if config is not None else ())]:
+        if not ascend_options.is_theirs(name):
+            raise OptionError(
+                f"unknown option {name!r}; the options are {', '.join(names())}, and those of npugraph_ex and torchair"
+            )
+        for option, wanted in ascend_options.ours(name, value).items():
+            if own.setdefault(option, wanted) != wanted:
+                raise OptionError(
+                    f"{name}={value!r} is {option}={wanted!r} here, and {said_by[option]} was given too: leave one out"
+                )
+            said_by.setdefault(option, f"{name}={value!r}")
+    return own
+
+
+def _in_force(name: str, given: Mapping[str, Any]) -> Any:
+    return {**vars(Options()), **_from_environment(), **_scoped.get(), **given}[name]
 
 
 def resolve(given: Mapping[str, Any] | Options | None = None, mode: str | None = None) -> Options:
@@ -119,8 +168,8 @@ def resolve(given: Mapping[str, Any] | Options | None = None, mode: str | None =
     given = dict(given or {})
     if mode is not None:
         given["mode"] = mode
-    check_names(given)
-    return Options(**{**_from_environment(), **_scoped.get(), **given})
+    found = Options(**{**_from_environment(), **_scoped.get(), **own_options(given)})
+    return found if found.engine == "torchair" else dataclasses.replace(found, compiler_config=None)
 
 
 @contextlib.contextmanager
@@ -130,9 +179,9 @@ def options(**given: Any) -> Iterator[None]:
     Raises:
         OptionError: for an unknown name or a bad value, listing the right ones.
     """
-    check_names(given)
-    Options(**given)
-    token = _scoped.set({**_scoped.get(), **given})
+    own = own_options(given)
+    Options(**own)
+    token = _scoped.set({**_scoped.get(), **own})
     try:
         yield
     finally:

@@ -1,6 +1,7 @@
 """The site builds strictly, fetches nothing from elsewhere, and names every public thing."""
 
 import dataclasses
+import html
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import graphmode
 from graphmode.inspect.counters import Fallback
 from graphmode.inspect.explain import Explanation, RegionRow
 from graphmode.inspect.report import Bytes, Report
+from graphmode.integrations.ascend_words import WORDS
 from graphmode.options import Options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,8 +45,18 @@ def test_loads_nothing_from_elsewhere(site: Path) -> None:
 def test_tables_come_from_the_code(site: Path) -> None:
     text = (site / "options.html").read_text()
     names = [f.name for f in dataclasses.fields(Options)]
-    assert names and all(f"GRAPHMODE_{name.upper()}" in text for name in names)
+    assert names and all(f"<code>{name}</code>" in text for name in names)
+    assert all(f"GRAPHMODE_{name.upper()}" in text for name in names if name != "compiler_config")  # an object
     assert "FallbackError" in text and "<!-- table" not in text
+
+
+def test_the_words_of_torch_npu_s_backends_are_all_on_their_page(site: Path) -> None:
+    text = html.unescape((site / "from-torchair.html").read_text())
+    assert "<!-- table" not in text
+    cells = [re.sub(r"<[^>]+>|\*", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", text, re.DOTALL)]
+    for word in WORDS:
+        assert word.says.replace("`", "").replace("*", "") in cells, word.names
+    assert [name for word in WORDS for name in word.names if f"<code>{name}</code>" not in text] == []
 
 
 @pytest.mark.parametrize("record", [Report, Bytes, Fallback, Explanation, RegionRow], ids=lambda c: c.__name__)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
+from graphmode.errors import OptionError
 from graphmode.integrations.vllm import pages
 from graphmode.integrations.vllm.metrics import serve
 from graphmode.integrations.vllm.plugin import log
-from graphmode.options import Options, check_names, variable
+from graphmode.options import Options, own_options, variable
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -71,8 +72,10 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
 def _take_options(vllm_config: VllmConfig) -> None:
     """`additional_config={"graphmode": {...}}` reaches the workers by environment, which they inherit."""
     given = vllm_config.additional_config
-    options = given.get("graphmode", {}) if isinstance(given, dict) else {}
-    check_names(options)
+    options = own_options(given.get("graphmode", {}) if isinstance(given, dict) else {})
+    options.pop("compiler_config", None)  # in graphmode's words by now
+    if options.get("engine", "native") != "native":
+        raise OptionError(f"engine={options['engine']!r}: graphmode compiles vLLM's models itself; leave engine out")
     checked = dataclasses.asdict(Options(**options))
     for name in options:
         value = checked[name]
