@@ -67,15 +67,17 @@ def test_c1_not_a_number_and_signed_zero_stay_what_they_were(way: Way) -> None:
 @pytest.mark.parametrize(
     ("net", "shape"),
     [
-        (nn.GRU(8, 8, batch_first=True), (2, 3, 8)),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), (2, 1, 8, 8)),
-        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), (2, 3, 8)),
+        (lambda: nn.GRU(8, 8, batch_first=True), (2, 3, 8)),
+        (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), (2, 1, 8, 8)),
+        (lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), (2, 3, 8)),
     ],
     ids=["gru", "convolution", "transformer layer"],
 )
-def test_c1_modules_with_state_of_their_own_give_eager_s_bits(way: Way, net: nn.Module, shape: tuple[int, ...]) -> None:
+def test_c1_modules_with_state_of_their_own_give_eager_s_bits(
+    way: Way, net: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
     with torch._dynamo.config.patch(allow_rnn=True), torch.no_grad(), replayed(2):
-        beside_eager(way, net, [(torch.randn(shape),) for _ in range(4)])
+        beside_eager(way, net(), [(torch.randn(shape),) for _ in range(4)])
 
 
 @both_ways()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ def in_threads(work: Callable[[int], None], count: int = 4) -> None:
 
     def run(i: int) -> None:
         torch.set_num_threads(1)
+        torch.set_default_device(os.environ.get("GRAPHMODE_TEST_DEVICE"))  # each thread has its own
         together.wait()
         try:
             work(i)

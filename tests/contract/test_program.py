@@ -80,6 +80,7 @@ NETS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", NETS)
 def test_a_program_does_what_dynamo_s_graph_does(name: str, programs: list[Program]) -> None:
     f = NETS[name]
+    f = f.to(torch.get_default_device()) if isinstance(f, nn.Module) else f
     g = torch.compile(f, backend="graphmode")
     with torch.no_grad(), counted() as since:
         for i in range(5):
