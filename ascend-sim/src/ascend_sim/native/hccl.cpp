@@ -21,8 +21,8 @@ struct Communicator {
   const int device;
   Links links;
   std::mutex running;  // one call at a time: its bytes go through the same sockets
-  std::atomic<bool> suspended{false}, broken{false};
-  Failure why = {};  // it is broken; under `running`
+  std::atomic<bool> suspended{false}, broken{false}, told{false};
+  Failure why = {};  // it is broken: set before, and once
 };
 using Held = std::shared_ptr<Communicator>;
 
@@ -170,8 +170,9 @@ HcclResult launch(const char* function, HcclComm handle, aclrtStream stream, std
       run(*comm);
       return {};
     } catch (const Failure& failure) {
-      if (!comm->broken.exchange(true)) {
+      if (!comm->broken) {
         comm->why = failure;
+        comm->broken = true;
         comm->links.leave();  // bytes may be on their way that nobody will read
       }
       return {failure.code, failure.text};
@@ -504,7 +505,9 @@ EXPORT HcclResult HcclGetCommAsyncError(HcclComm handle, HcclResult* error) {
   const Held comm = held_by(handle, "HcclGetCommAsyncError");
   if (!comm || error == nullptr)
     return HCCL_E_PTR;
-  *error = comm->broken ? HCCL_E_REMOTE : HCCL_SUCCESS;
+  *error = comm->broken ? comm->why.result : HCCL_SUCCESS;
+  if (comm->broken && !comm->told.exchange(true))  // torch_npu's watchdog ends the process, and does not say why
+    fprintf(stderr, "ascend-sim: %s\n", comm->why.text.c_str());
   return HCCL_SUCCESS;
 }
 
