@@ -270,6 +270,18 @@ def in_a_graph(rank: int, count: int) -> tuple[int, int]:
     return ascend_sim.calls()["HcclAllReduce"] - called, ascend_sim.usage(rank).graph_tasks
 
 
+def a_graph_outlives_its_group(rank: int, count: int) -> str:
+    group, x = dist.new_group(list(range(count))), torch.ones(3, device="npu")
+    dist.all_reduce(x, group=group)
+    torch.npu.synchronize()
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        dist.all_reduce(x, group=group)
+    dist.barrier()
+    dist.destroy_process_group(group)
+    return attempt(graph.replay)
+
+
 def functional(rank: int, count: int) -> None:
     import torch.distributed._functional_collectives as funcol
 
@@ -332,6 +344,20 @@ def test_the_host_goes_on_while_a_call_waits_for_others(two: Ranks) -> None:
 def test_a_graph_keeps_collectives_and_runs_them_at_each_replay(ranks: Ranks) -> None:
     for called, tasks in ranks.run(in_a_graph):
         assert called == 1 and tasks > 6
+
+
+def test_a_graph_whose_group_was_destroyed_says_so(two: Ranks) -> None:
+    for said in two.run(a_graph_outlives_its_group):
+        assert "507049" in said and "was destroyed" in said
+
+
+def test_devices_in_check_mode(tmp_path: Any) -> None:
+    """What HCCL touches is given to it by tasks: nothing else may touch a device's memory."""
+    ranks = Ranks(2, tmp_path, ASCEND_SIM_CHECK=1)
+    ranks.run(reduce_scatter)
+    ranks.run(broadcast_and_scatter)
+    ranks.run(one_to_another)
+    assert ranks.stop() == [0, 0]
 
 
 def attempt(what: Callable[[], Any]) -> str:
