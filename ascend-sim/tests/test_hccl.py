@@ -466,6 +466,81 @@ def test_two_ranks_in_one_process_do_not_hold_each_other_up() -> None:
         assert x.tolist() == [3.0 * 2**9] * 5
 
 
+def on_threads(work: Callable[[int], Any]) -> list[Any]:
+    _, acl = libraries()
+
+    def of(rank: int) -> Any:
+        assert acl.aclrtSetDevice(rank) == 0
+        return work(rank)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(of, range(2)))
+
+
+def test_calls_that_torch_npu_makes_on_other_chips_only(tmp_path: Any) -> None:
+    hccl, acl = libraries()
+    table = tmp_path / "ranks.json"
+    table.write_text('{"server_list": [{"device": [{"device_id": "0", "rank_id": "0"}, {"rank_id": "1"}]}]}')
+    given = [torch.arange(6.0) + 10 * rank for rank in range(2)]
+    x, out = ([t.to(f"npu:{i}") for i, t in enumerate(ts)] for ts in (given, [torch.zeros(6)] * 2))
+    for rank in range(2):
+        torch.npu.synchronize(rank)
+    u64 = lambda *numbers: byref((c_uint64 * len(numbers))(*numbers))  # noqa: E731
+    fp32, total = 4, 0
+
+    def work(rank: int) -> list[list[float]]:
+        whole, comm = c_void_p(), c_void_p()
+        assert hccl.HcclCommInitClusterInfo(str(table).encode(), rank, byref(whole)) == 0
+        ids = (c_uint32 * 2)(0, 1)
+        assert hccl.HcclCreateSubCommConfig(byref(whole), 2, ids, c_uint64(3), rank, None, byref(comm)) == 0
+        assert hccl.HcclCommDestroy(whole) == 0  # the other one goes on
+        a, b, found = c_void_p(x[rank].data_ptr()), c_void_p(out[rank].data_ptr()), []
+
+        def done(code: int) -> None:
+            assert code == 0 and acl.aclrtSynchronizeStream(None) == 0, acl.aclGetRecentErrMsg()
+            found.append(out[rank].tolist())
+
+        done(hccl.HcclAlltoAllVC(a, u64(1, 2, 3, 1), fp32, b, fp32, comm, None))
+        sizes = u64(2, 4), u64(4, 0)  # rank 0's part last
+        done(hccl.HcclAllGatherV(a, c_uint64((2, 4)[rank]), b, *sizes, fp32, comm, None))
+        done(hccl.HcclReduceScatterV(a, *sizes, b, c_uint64((2, 4)[rank]), fp32, total, comm, None))
+        done(hccl.HcclBarrier(comm, None))
+        assert hccl.HcclGroupStart() == 0
+        for call, at in (hccl.HcclSend, a), (hccl.HcclRecv, b):
+            assert call(at, c_uint64(6), fp32, 1 - rank, comm, None) == 0
+        done(hccl.HcclGroupEnd())
+        assert hccl.HcclAllReduce(a, b, c_uint64(6), 10, total, comm, None) == 5  # float64 is not reduced
+        assert hccl.HcclCommSuspend(comm) == 0 and hccl.HcclBarrier(comm, None) == 22
+        assert hccl.HcclCommResume(comm) == 0 and hccl.HcclBarrier(comm, None) == 0
+        assert acl.aclrtSynchronizeStream(None) == 0 and hccl.HcclCommDestroy(comm) == 0
+        return found
+
+    first, second = on_threads(work)
+    assert first[0][:4] == [0, 10, 11, 12] and second[0][:3] == [1, 2, 13]
+    assert first[1] == second[1] == [10, 11, 12, 13, 0, 1]
+    assert first[2][:2] == [18, 20] and second[2][:4] == [10, 12, 14, 16]
+    assert first[4] == given[1].tolist() and second[4] == given[0].tolist()
+
+
+@pytest.mark.parametrize("what", ["ranks", "device", "twice"])
+def test_ranks_that_do_not_fit_together_make_no_communicator(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "1")
+    hccl, acl = libraries()
+    root = create_string_buffer(ROOT_INFO_BYTES)
+    assert hccl.HcclGetRootInfo(byref(root)) == 0
+
+    def work(rank: int) -> str:
+        if what == "device":
+            acl.aclrtSetDevice(0)
+        count, me = 2 + rank * (what == "ranks"), 0 if what == "twice" else rank
+        assert hccl.HcclCommInitRootInfo(count, byref(root), me, byref(c_void_p())) != 0
+        return str(acl.aclGetRecentErrMsg())
+
+    said = " ".join(on_threads(work))
+    expected = {"ranks": "one knows of 2 ranks, the other of 3", "device": "both on device 0", "twice": "there already"}
+    assert expected[what] in said
+
+
 def test_all_devices_of_one_process_at_once() -> None:
     hccl, acl = libraries()
     comms = (c_void_p * 2)()
