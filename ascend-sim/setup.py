@@ -22,9 +22,11 @@ TORCH_NPU = Path(next(iter(_spec.submodule_search_locations)))  # found, not imp
 HEADERS = [TORCH_NPU / "include", TORCH_NPU / "include/third_party/acl/inc", TORCH_NPU / "include/third_party/hccl/inc"]
 
 RUNTIME = "ascendcl"
-OWN = {"opapi": ["opapi.cpp"]}  # libraries with functions of their own
-# Opened by name; what torch_npu looks for in them is the runtime's.
-EMPTY = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "hccl", "runtime")
+# Libraries with functions of their own.
+OWN = {"opapi": ["opapi.cpp"], "hccl": ["hccl.cpp", "hccl_links.cpp", "hccl_reduce.cpp"]}
+# Opened by name; what torch_npu looks for in them is in another one.
+EMPTY = {name: RUNTIME for name in ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "runtime")}
+EMPTY["hcomm"] = "hccl"
 FLAGS = ["-std=c++17", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-shared"]
 
 
@@ -42,15 +44,15 @@ class Build(BuildExtension):
         own = {name for names in OWN.values() for name in names}
         library(folder, RUNTIME, [p for p in sorted(native.glob("*.cpp")) if p.name not in own])
         for name, sources in OWN.items():
-            library(folder, name, [native / source for source in sources], runtime=True)
-        for name in EMPTY:
-            library(folder, name, [], runtime=True)
+            library(folder, name, [native / source for source in sources], RUNTIME)
+        for name, other in EMPTY.items():
+            library(folder, name, [], other)
         for extension in self.extensions:
             extension.library_dirs.append(str(folder))
         super().build_extensions()
 
 
-def library(folder: Path, name: str, sources: list[Path], runtime: bool = False) -> None:
+def library(folder: Path, name: str, sources: list[Path], other: str = "") -> None:
     """One emulated library, under the name that torch_npu asks for."""
     out = folder / f"lib{name}.so"
     newest = max((p.stat().st_mtime for p in [*sources, *(SOURCE / "native").glob("*.h")]), default=0.0)
@@ -58,9 +60,9 @@ def library(folder: Path, name: str, sources: list[Path], runtime: bool = False)
         return
     command: list[Any] = [os.environ.get("CXX", "g++"), *FLAGS, *(f"-isystem{h}" for h in HEADERS)]
     command += sources or ["-x", "c++", os.devnull]
-    command += ["-o", out, f"-Wl,-soname,lib{name}.so", "-Wl,-rpath,$ORIGIN", "-ldl", "-lpthread"]
-    if runtime:
-        command += ["-Wl,--no-as-needed", f"-L{folder}", f"-l{RUNTIME}"]
+    command += ["-o", out, f"-Wl,-soname,lib{name}.so", "-Wl,-rpath,$ORIGIN", "-Wl,--no-undefined", "-ldl", "-lpthread"]
+    if other:
+        command += ["-Wl,--no-as-needed", f"-L{folder}", f"-Wl,-rpath-link,{folder}", f"-l{other}"]
     subprocess.run([str(part) for part in command], check=True)
 
 

@@ -45,6 +45,8 @@ def look() -> Found:
             found.unresolved[name] = sorted(missing)
     text = (folder / "libtorch_npu.so").read_bytes()
     looked_up = {m.decode() for m in re.findall(rb"(?<=\0)(?:aclrt|aclmdlRI|aclsys)[A-Za-z0-9]+(?=\0)", text)}
+    header = (folder.parent / "include/third_party/hccl/inc/hccl/hccl.h").read_text()
+    looked_up |= {n for n in re.findall(r"\b(Hccl\w+)\(", header) if f"\0{n}\0".encode() in text}
     named = looked_up | {n for n in _symbols(folder / "libtorch_npu.so", "--undefined-only") if OURS.match(n)}
     found.emulated = sorted(n for n in named if n in defined and n not in refused)
     found.refused = sorted(n for n in named if n in refused)

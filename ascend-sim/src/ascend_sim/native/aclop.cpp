@@ -21,6 +21,30 @@ struct aclopAttr {
 
 using namespace sim;
 
+EXPORT size_t aclDataTypeSize(aclDataType dtype) {
+  switch (dtype) {
+    case ACL_COMPLEX128:
+      return 16;
+    case ACL_INT64:
+    case ACL_UINT64:
+    case ACL_DOUBLE:
+    case ACL_COMPLEX64:
+      return 8;
+    case ACL_FLOAT:
+    case ACL_INT32:
+    case ACL_UINT32:
+    case ACL_COMPLEX32:
+      return 4;
+    case ACL_FLOAT16:
+    case ACL_BF16:
+    case ACL_INT16:
+    case ACL_UINT16:
+      return 2;
+    default:
+      return 1;
+  }
+}
+
 EXPORT aclDataBuffer* aclCreateDataBuffer(void* data, size_t size) {
   return new aclDataBuffer{data, size};
 }

@@ -9,7 +9,7 @@ namespace sim {
 
 const char* name_of(Kind kind) {
   static const char* names[] = {"kernel", "copy",        "set",        "host",    "record", "wait",
-                                "reset",  "write value", "wait value", "execute", "update"};
+                                "reset",  "write value", "wait value", "execute", "update", "collective"};
   return names[static_cast<int>(kind)];
 }
 
@@ -18,6 +18,7 @@ double cost(const Task& task) {
     case Kind::kernel:
     case Kind::copy:
     case Kind::set:
+    case Kind::collective:
       return config().task_us + task.bytes / config().bandwidth;
     default:
       return 0;

@@ -18,16 +18,17 @@
 #include "acl/error_codes/rt_error_codes.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+#define SHARED __attribute__((visibility("default")))  // with libhccl.so
 
 namespace sim {
 
 // --- errors and calls --------------------------------------------------------------------------------------------
 
 // Sets the thread's last error and its text, and returns the code.
-aclError fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
+SHARED aclError fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 // One counter for each function of the runtime, made at its first call.
-struct Counter {
+struct SHARED Counter {
   explicit Counter(const char* name);
   const char* name;
   std::atomic<uint64_t> calls{0};
@@ -38,7 +39,7 @@ struct Counter {
   static ::sim::Counter counter_(#function); \
   ::sim::called(counter_)
 
-void called(Counter& counter);
+SHARED void called(Counter& counter);
 
 // --- configuration -----------------------------------------------------------------------------------------------
 
@@ -57,7 +58,7 @@ struct Config {
   double task_us;          // of device time for a task: ASCEND_SIM_TASK_US
   double bandwidth;        // bytes a microsecond of what a task reads and writes: ASCEND_SIM_GBPS / 1e-3
 };
-const Config& config();
+SHARED const Config& config();
 
 // --- virtual time ------------------------------------------------------------------------------------------------
 
@@ -72,9 +73,9 @@ void span(int device, int lane, const std::string& name, double start, double en
 
 namespace memory {
 // Where this process may read and write what lies at an address of a device; the address itself outside check mode.
-void* host(const void* device);
+SHARED void* host(const void* device);
 // The device whose live allocation holds all of [address, address + bytes); -1 where none does.
-int device_of(const void* address, size_t bytes);
+SHARED int device_of(const void* address, size_t bytes);
 // Whether an address lies in the range that is a device's, live or not.
 bool is_device(const void* address);
 }  // namespace memory
@@ -90,7 +91,7 @@ struct Event;
 struct Model;
 struct Stream;
 
-enum class Kind { kernel, copy, set, host, record, wait, reset, write_value, wait_value, execute, update };
+enum class Kind { kernel, copy, set, host, record, wait, reset, write_value, wait_value, execute, update, collective };
 const char* name_of(Kind kind);
 
 // What a stream does in its turn. A graph keeps its tasks and runs them at each execution.
@@ -163,10 +164,10 @@ struct Stream {
 };
 
 // The stream of a handle, of the default stream of the current device where it is null; null where there is none.
-std::shared_ptr<Stream> stream_of(aclrtStream handle);
+SHARED std::shared_ptr<Stream> stream_of(aclrtStream handle);
 std::vector<std::shared_ptr<Stream>> streams_of(int device);
 // Gives a task to a stream: it is run in turn, or kept by the graph that is captured, or replaces a task of one.
-aclError submit(aclrtStream handle, TaskPtr task);
+SHARED aclError submit(aclrtStream handle, TaskPtr task);
 std::shared_ptr<Event> event_of(aclrtEvent handle);
 // Streams and graphs share a budget. False where it is used up.
 bool take_slots(int device, int count);
@@ -210,11 +211,11 @@ void invalidate(Model& model, const std::string& why);
 
 // --- devices -----------------------------------------------------------------------------------------------------
 
-int current_device();  // -1 where the thread has none
+SHARED int current_device();  // -1 where the thread has none
 void use_device(int device);
 
 // Lets go of Python's lock, if this thread holds it, while it waits: a host callback may need it.
-struct WithoutPython {
+struct SHARED WithoutPython {
   WithoutPython();
   ~WithoutPython();
   void* state = nullptr;

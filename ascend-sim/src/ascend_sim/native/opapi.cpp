@@ -1,6 +1,10 @@
-// libopapi.so: the one aclnn function that torch_npu calls by itself, when it copies on the device between strides or
-// dtypes, and what describes tensors to it. All other ops are given to the dispatcher (kernels/fallback.cpp).
+// libopapi.so: the aclnn functions that torch_npu calls by itself, not through the dispatcher: copies on the device
+// between strides or dtypes, and padding with zeros before a collective. What describes tensors to them is here too.
+// All other ops are given to the dispatcher (kernels/fallback.cpp).
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -15,8 +19,14 @@ struct aclTensor {
   int64_t offset;  // elements
   void* data;
 };
+struct aclIntArray {
+  std::vector<int64_t> values;
+};
+struct aclScalar {
+  std::vector<unsigned char> bytes;
+};
 struct aclOpExecutor {
-  aclTensor to, from;
+  std::function<aclError(aclrtStream)> run;
 };
 
 namespace {
@@ -37,20 +47,87 @@ EXPORT aclError aclDestroyTensor(const aclTensor* tensor) {
   return 0;
 }
 
-EXPORT aclError aclnnInplaceCopyGetWorkspaceSize(aclTensor* to, const aclTensor* from, uint64_t* workspace,
-                                                 aclOpExecutor** executor) {
-  *workspace = 0;
-  *executor = new aclOpExecutor{*to, *from};
+EXPORT aclIntArray* aclCreateIntArray(const int64_t* values, uint64_t count) {
+  return new aclIntArray{{values, values + count}};
+}
+
+EXPORT aclError aclDestroyIntArray(const aclIntArray* array) {
+  delete array;
   return 0;
 }
 
-EXPORT aclError aclnnInplaceCopy(void*, uint64_t, aclOpExecutor* executor, aclrtStream stream) {
-  const std::unique_ptr<aclOpExecutor> held(executor);
+EXPORT aclScalar* aclCreateScalar(const void* value, aclDataType dtype) {
+  const auto* bytes = static_cast<const unsigned char*>(value);
+  return new aclScalar{{bytes, bytes + aclDataTypeSize(dtype)}};
+}
+
+EXPORT aclError aclDestroyScalar(const aclScalar* scalar) {
+  delete scalar;
+  return 0;
+}
+
+namespace {
+aclError copy(const aclTensor& to, const aclTensor& from, aclrtStream stream) {
   const auto view = [](const aclTensor& t) {
     return ascsim_view{t.data, t.sizes.data(), t.strides.data(), t.sizes.size(), static_cast<int>(t.dtype), t.offset};
   };
-  const ascsim_view to = view(held->to), from = view(held->from);
-  return copier == nullptr ? ACL_ERROR_UNINITIALIZE : copier(stream, &to, &from);
+  const ascsim_view target = view(to), source = view(from);
+  return copier == nullptr ? ACL_ERROR_UNINITIALIZE : copier(stream, &target, &source);
+}
+
+// In two calls, as all aclnn functions: the first says how much memory the second needs, here never any.
+aclError plan(uint64_t* workspace, aclOpExecutor** executor, std::function<aclError(aclrtStream)> run) {
+  *workspace = 0;
+  *executor = new aclOpExecutor{std::move(run)};
+  return 0;
+}
+
+aclError run(aclOpExecutor* executor, aclrtStream stream) {
+  const std::unique_ptr<aclOpExecutor> held(executor);
+  return held->run(stream);
+}
+}  // namespace
+
+EXPORT aclError aclnnInplaceCopyGetWorkspaceSize(aclTensor* to, const aclTensor* from, uint64_t* workspace,
+                                                 aclOpExecutor** executor) {
+  return plan(workspace, executor, [to = *to, from = *from](aclrtStream stream) { return copy(to, from, stream); });
+}
+EXPORT aclError aclnnInplaceCopy(void*, uint64_t, aclOpExecutor* executor, aclrtStream stream) {
+  return run(executor, stream);
+}
+
+EXPORT aclError aclnnCastGetWorkspaceSize(const aclTensor* from, aclDataType, aclTensor* to, uint64_t* workspace,
+                                          aclOpExecutor** executor) {
+  return plan(workspace, executor, [to = *to, from = *from](aclrtStream stream) { return copy(to, from, stream); });
+}
+EXPORT aclError aclnnCast(void*, uint64_t, aclOpExecutor* executor, aclrtStream stream) {
+  return run(executor, stream);
+}
+
+EXPORT aclError aclnnConstantPadNdGetWorkspaceSize(const aclTensor* from, const aclIntArray* pad,
+                                                   const aclScalar* value, aclTensor* to, uint64_t* workspace,
+                                                   aclOpExecutor** executor) {
+  const auto is_set = [](unsigned char byte) { return byte != 0; };
+  const auto is_negative = [](int64_t width) { return width < 0; };
+  if (std::any_of(value->bytes.begin(), value->bytes.end(), is_set) ||
+      std::any_of(pad->values.begin(), pad->values.end(), is_negative)) {
+    return ACL_ERROR_INVALID_PARAM;  // torch_npu itself only adds zeros
+  }
+  aclTensor inside = *to;  // the place of what is padded; widths come last dimension first, before and behind
+  inside.sizes = from->sizes;
+  for (size_t i = 0; i < pad->values.size() / 2; ++i)
+    inside.offset += pad->values[2 * i] * inside.strides[inside.strides.size() - 1 - i];
+  size_t bytes = aclDataTypeSize(to->dtype);
+  for (const int64_t size : to->sizes)
+    bytes *= static_cast<size_t>(size);
+  void* start = static_cast<char*>(to->data) + static_cast<size_t>(to->offset) * aclDataTypeSize(to->dtype);
+  return plan(workspace, executor, [start, bytes, inside, from = *from](aclrtStream stream) {
+    const aclError refused = aclrtMemsetAsync(start, bytes, 0, bytes, stream);
+    return refused != 0 ? refused : copy(inside, from, stream);
+  });
+}
+EXPORT aclError aclnnConstantPadNd(void*, uint64_t, aclOpExecutor* executor, aclrtStream stream) {
+  return run(executor, stream);
 }
 
 EXPORT aclError aclDestroyAclOpExecutor(aclOpExecutor* executor) {
