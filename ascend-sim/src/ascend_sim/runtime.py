@@ -14,7 +14,10 @@ from typing import Any
 FOLDER = Path(__file__).parent / "lib"
 HOME = Path(__file__).parent / "home"
 # torch_npu asks for them by these names: a library that is loaded already is taken, wherever it lies.
-NAMES = ("ascendcl", "opapi", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "hccl", "hcomm", "runtime")
+NAMES = (
+    *("ascendcl", "opapi", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel"),
+    *("hccl", "hcomm", "runtime", "atb"),
+)
 
 
 @dataclass(frozen=True)
