@@ -38,6 +38,10 @@ class GraphBytes:
 class DeviceGraph(abc.ABC):
     """One captured graph. The names are those of `torch.accelerator.Graph`."""
 
+    def overwritten(self) -> None:
+        """Before capture_begin: who captures sees to it that nobody reads its results after another graph's replay."""
+        return
+
     @abc.abstractmethod
     def capture_begin(
         self,

@@ -80,8 +80,11 @@ class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
         self.runtime_mode = runtime_mode
         self.cudagraph_options = cudagraph_options
         self.graph_pool: Any = None  # there for callers that set it: graphs of one device share their memory anyway
-        self._graphs = StaticGraphs(runnable, vllm_config, cudagraph_options)
+        self._graphs = self._make_graphs()
         StaticGraphWrapper._all_instances.add(self)
+
+    def _make_graphs(self) -> StaticGraphs:
+        return StaticGraphs(self.runnable, self.vllm_config, self.cudagraph_options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replays, captures or calls, as the forward context says.
@@ -168,8 +171,8 @@ class StaticGraphs:
         )
         self._executes = self._device.capabilities.capture_executes
         # What a capture only records writes to the addresses of dead tensors too: the device must keep them for it.
-        self._weak = not self._executes and hasattr(torch.ops._C, "weak_ref_tensor")
-        self._drops_outputs = self._weak and (wanted is None or wanted.weak_ref_output)
+        self._weakly = None if self._executes else self._weak_references()
+        self._drops_outputs = self._weakly is not None and (wanted is None or wanted.weak_ref_output)
         self._weights = list(weights_of(runnable))
         self._entries: dict[Hashable, _Entry] = {}
         self._open: set[Hashable] = set()  # captured by some thread now
@@ -178,12 +181,38 @@ class StaticGraphs:
             self.counters.note("not verified: a static graph can be replayed on its own memory only")
         ledger.enter(self)
 
+    # --- what a platform may know better -------------------------------------------------------------------------
+
+    def _weak_references(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What makes a tensor over another one's memory that keeps it not alive; None where nothing does."""
+        return weak_ref_tensor if hasattr(torch.ops._C, "weak_ref_tensor") else None
+
+    def _live(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call outside graphs, though vLLM asked for one."""
+        return self._runnable(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _recording(self, key: Hashable) -> Iterator[None]:
+        """Around the captured call; raises what it raises."""
+        yield
+
+    def _refuse(self, key: Hashable, why: CaptureError) -> None:
+        """A size has no graph, and the call is about to run live."""
+        self.refused[key] = why.reason, why.line
+
+    def _before_replay(self) -> None:
+        """Whatever must have ended by then."""
+        get_offloader().sync_prev_onload()  # weights that were fetched ahead are there
+
+    def _gone(self, key: Hashable) -> None:
+        """The graph of a size was dropped."""
+
     # --- calls --------------------------------------------------------------------------------------------------
 
     def run(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call that vLLM wants a graph for."""
         if self.options.mode == "eager" or self._device.is_capturing():
-            return self._runnable(*args, **kwargs)  # inside another capture the calls are recorded there
+            return self._live(args, kwargs)  # inside another capture the calls are recorded there
         try:
             place = self._place(key, args, kwargs)
         except NoPlace as why:
@@ -229,7 +258,7 @@ class StaticGraphs:
 
     def _live_because(self, reason: str, line: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._fall_back(reason, line)
-        return self._runnable(*args, **kwargs)
+        return self._live(args, kwargs)
 
     def _fall_back(self, reason: str, line: str | None) -> None:
         self.counters.fall_back(reason, None, line)
@@ -239,9 +268,10 @@ class StaticGraphs:
         self.counters.live_calls += 1
 
     def _replay(self, key: Hashable, entry: _Entry) -> None:
-        get_offloader().sync_prev_onload()  # weights that were fetched ahead are there
+        self._before_replay()
         try:
-            entry.graph.replay([])
+            with self._device.in_turn(()):
+                entry.graph.replay([])
         except BaseException:
             with self._lock:
                 if self._entries.get(key) is entry:
@@ -264,13 +294,14 @@ class StaticGraphs:
         start = time.perf_counter()
         graph = self._device.graph()
         graph.fuse(self.options.fuel)
+        graph.overwritten()  # vLLM reads a step's results before the next step
         unseen = _NoteUnseen() if self._executes else None  # what only records has no values that Python could read
         outputs, recorded = None, False
         try:
-            with _undisturbed():
+            with _undisturbed(), self._device.in_turn(()):
                 get_offloader().sync_prev_onload()
                 graph.capture_begin([], line_running, None)
-                with unseen or contextlib.nullcontext():
+                with unseen or contextlib.nullcontext(), self._recording(key):
                     outputs = self._record(args, kwargs)
                 recorded = True
                 graph.capture_end(None)
@@ -285,10 +316,11 @@ class StaticGraphs:
             graph.reset()
             if refused is None:
                 raise
-            self.refused[key] = refused.reason, refused.line
-            self._fall_back(*self.refused[key])
-            return outputs if self._executes else self._runnable(*args, **kwargs)
-        entry = _Entry(graph, place, each_tensor(outputs, weak_ref_tensor if self._weak else _same))
+            self._gone(key)
+            self._refuse(key, refused)
+            self._fall_back(refused.reason, refused.line)
+            return outputs if self._executes else self._live(args, kwargs)
+        entry = _Entry(graph, place, each_tensor(outputs, self._weakly or _same))
         with self._lock:
             self._entries[key] = entry
             self._evict(self._room())
@@ -301,14 +333,20 @@ class StaticGraphs:
         outputs = self._runnable(*args, **kwargs)
         get_offloader().join_after_forward()
         # Given back before the capture ends, the memory of the last piece's outputs serves the next capture as well.
-        return each_tensor(outputs, weak_ref_tensor) if self._drops_outputs else outputs
+        return each_tensor(outputs, self._weakly) if self._weakly is not None and self._drops_outputs else outputs
 
     def _refusal(self, graph: DeviceGraph, error: BaseException, recorded: bool) -> CaptureError | None:
         """The error as a refusal; None where it is the callable's own, which is the caller's."""
         if recorded:
             return error if isinstance(error, CaptureError) else None
-        if not self._executes and isinstance(error, Exception) and graph.refusal():
-            return CaptureError(f"{type(error).__name__} while it was captured: {error}")  # and nothing has run
+        if self._executes or not isinstance(error, Exception):
+            return None
+        if isinstance(error, CaptureError):
+            return error
+        if graph.refusal() or isinstance(error, RuntimeError):  # nothing has run: what raises by itself does so live
+            lines = str(error).strip().splitlines() or ["no message"]
+            short_of = isinstance(error, torch.OutOfMemoryError)
+            return CaptureError(f"{type(error).__name__} while it was captured: {lines[0]}", for_want_of_room=short_of)
         return None
 
     def _check_cap(self, graph: DeviceGraph) -> None:
@@ -348,13 +386,15 @@ class StaticGraphs:
         gone = self._entries.pop(key, None)
         if gone is not None:
             gone.graph.reset()
+            self._gone(key)
             self.counters.evictions += 1
 
     def clear(self) -> None:
         """Drops every graph and its memory."""
         with self._lock:
-            for entry in self._entries.values():
+            for key, entry in self._entries.items():
                 entry.graph.reset()
+                self._gone(key)
             self._entries.clear()
             self.refused.clear()
 
