@@ -86,7 +86,7 @@ build/.vllm-ascend: requirements-vllm-ascend.txt requirements-vllm-ascend-alone.
 	@touch $@
 
 test-vllm-ascend: install-vllm-ascend  ## vllm-ascend's engine with graphmode's platform against its own modes
-	$(VPY) -m pytest tests/integration/vllm_ascend
+	.venv-vllm-ascend/bin/ascend-sim run $(VPY) -m pytest --timeout=1800 tests/integration/vllm_ascend
 
 demo-ascend: install-vllm-ascend  ## vllm-ascend in eager, with its own graphs and with graphmode's: answers, calls, memory
 	$(VPY) examples/demo_ascend.py

@@ -14,9 +14,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks/ascend"))
 
-from ascend_modes import MODES, EngineFailed, found_by
+from vllm_modes import MODES, EngineFailed, found_by
 
 BATCHES = [1, 4]
 ASKED: dict[str, Any] = {"model": "smollm2", "batches": BATCHES, "prompts": 8, "tokens": 16}

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from ascend_modes import MODES, EngineFailed, found_by
+from vllm_modes import MODES, EngineFailed, found_by
 
 QUICK = {"model": "llama", "batches": [1, 3, 8], "prompts": 8, "tokens": 10}
 SMOLLM2 = {"model": "smollm2", "batches": list(range(1, 9)), "prompts": 50, "tokens": 8}

@@ -32,7 +32,7 @@ from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.errors import CaptureError, FallbackError, MemoryCapError
 from graphmode.inspect.captures import Capture, log
 from graphmode.inspect.counters import Counters, Replays, ledger
-from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, tensors_in, weights_of, where
+from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, spot_of, tensors_in, weights_of, where
 from graphmode.options import resolve
 from graphmode.program.lines import line_running
 from graphmode.runtime.located import uncached_autocast
@@ -132,6 +132,7 @@ class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
 class _Entry:
     graph: DeviceGraph
     place: Place
+    spot: Any  # of that place
     outputs: Any
     elsewhere: Place | None = None  # where the last call that it could not serve had its inputs
 
@@ -213,8 +214,17 @@ class StaticGraphs:
         """One call that vLLM wants a graph for."""
         if self.options.mode == "eager" or self._device.is_capturing():
             return self._live(args, kwargs)  # inside another capture the calls are recorded there
+        weights = [own.get(name) for own, name in self._weights]
+        spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, weights)
+        with self._lock:
+            entry = self._entries.get(key)
+            if spot is not None and entry is not None and entry.spot == spot:
+                self._entries[key] = self._entries.pop(key)
+                entry.elsewhere = None
+                self._replay(key, entry)
+                return each_tensor(entry.outputs, _same)
         try:
-            place = self._place(key, args, kwargs)
+            place = self._place(key, args, kwargs, weights)
         except NoPlace as why:
             return self._live_because(str(why), None, args, kwargs)
         with self._lock:
@@ -242,19 +252,24 @@ class StaticGraphs:
         if why_not is not None:
             return self._live_because(why_not, None, args, kwargs)
         try:
-            return self._capture(key, place, args, kwargs)
+            return self._capture(key, place, spot, args, kwargs)
         finally:
             self._open.discard(key)
 
-    def _place(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
+    def _place(
+        self,
+        key: Hashable | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weights: list[torch.Tensor | None],
+    ) -> Place:
         if key is None:
             raise NoPlace("vLLM asked for a graph and gave no batch descriptor")
         if torch._C._len_torch_dispatch_stack() > 0:
             raise NoPlace("a torch dispatch mode looks at the call, and would not see a replay")
         inputs: dict[int | str, Any] = {i: where(a) for i, a in enumerate(args)}
         inputs.update((name, where(value)) for name, value in kwargs.items())
-        weights = _C.places([own.get(name) for own, name in self._weights])
-        return Place(_C.mode_bits(), weights, inputs)
+        return Place(_C.mode_bits(), _C.places(weights), inputs)
 
     def _live_because(self, reason: str, line: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._fall_back(reason, line)
@@ -290,7 +305,7 @@ class StaticGraphs:
             return "max_graphs allows no graph"
         return "another thread is capturing this batch" if key in self._open else None
 
-    def _capture(self, key: Hashable, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _capture(self, key: Hashable, place: Place, spot: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = time.perf_counter()
         graph = self._device.graph()
         graph.fuse(self.options.fuel)
@@ -320,7 +335,7 @@ class StaticGraphs:
             self._refuse(key, refused)
             self._fall_back(refused.reason, refused.line)
             return outputs if self._executes else self._live(args, kwargs)
-        entry = _Entry(graph, place, each_tensor(outputs, self._weakly or _same))
+        entry = _Entry(graph, place, spot, each_tensor(outputs, self._weakly or _same))
         with self._lock:
             self._entries[key] = entry
             self._evict(self._room())

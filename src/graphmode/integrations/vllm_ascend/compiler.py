@@ -9,12 +9,22 @@ from typing import Any
 
 import torch.fx as fx
 from vllm_ascend.compilation.compiler_interface import AscendCompiler
+from vllm_ascend.compilation.graph_fusion_pass_manager import GraphFusionPassManager
 
 import graphmode
 from graphmode.backend import graphmode_backend
 from graphmode.integrations.vllm.plugin import log
 
 Compiled = Callable[..., Any]
+
+
+class FusionPasses(GraphFusionPassManager):  # type: ignore[misc]
+    """vllm-ascend's fusions, prepared where they are used: tracing their patterns takes its time."""
+
+    def configure(self, config: Any) -> None:
+        """Called before anything is compiled."""
+        if config.quant_config is not None:
+            super().configure(config)
 
 
 class GraphmodeCompiler(AscendCompiler):  # type: ignore[misc]

@@ -29,6 +29,11 @@ class GraphmodeNPUPlatform(NPUPlatform):  # type: ignore[misc]
         return f"{_HERE}.compiler.GraphmodeCompiler"
 
     @classmethod
+    def get_pass_manager_cls(cls) -> str:
+        """Whose passes vLLM configures before it compiles."""
+        return f"{_HERE}.compiler.FusionPasses"
+
+    @classmethod
     def get_static_graph_wrapper_cls(cls) -> str:
         """Who captures them."""
         return f"{_HERE}.static_graph.NpuGraphWrapper"

@@ -35,7 +35,7 @@ MODES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # arguments of vLLM
 def found_by(
     mode: str, engine: dict[str, Any] | None = None, environment: dict[str, str] | None = None, **asked: Any
 ) -> dict[str, Any]:
-    """What an engine showed that was asked as `ascend_engine.main` says, with further arguments of vLLM's engine.
+    """What an engine showed that was asked as `vllm_engine.main` says, with further arguments of vLLM's engine.
 
     Raises:
         EngineFailed: it came to no end.
@@ -49,7 +49,7 @@ def found_by(
     own = {"ASCEND_SIM": "1", "LD_LIBRARY_PATH": str(runtime.FOLDER), **variables, **(environment or {})}
     inherited = {k: v for k, v in os.environ.items() if k != "VLLM_PLUGINS"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "ascend_engine.py"), json.dumps({**asked, "engine": arguments})],
+        [sys.executable, str(HERE / "vllm_engine.py"), json.dumps({**asked, "engine": arguments})],
         capture_output=True,
         text=True,
         timeout=1800,

@@ -1,6 +1,6 @@
 """One offline engine of vllm-ascend over the emulated NPU, in this process: `python engine.py JSON`.
 
-Prints answers, what a decode step took, and what the device holds, as JSON. `ascend_modes.py` starts it.
+Prints answers, what a decode step took, and what the device holds, as JSON. `vllm_modes.py` starts it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration/vllm"), str(ROOT / "examples")]
 
 LIMITS: dict[str, Any] = {
@@ -134,28 +134,22 @@ def main(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _watch_captures() -> dict[str, float]:
-    """Seconds and device memory of all captures: of what the model runner does between its two measurements."""
+    """Seconds and device memory of all captures: of what lies between vLLM's leave to capture and its end."""
     import torch
-    from vllm.plugins import load_general_plugins
-
-    load_general_plugins()  # vllm-ascend's changes of vLLM come before anything that they change
-    from vllm_ascend.worker.model_runner_v1 import NPUModelRunner
+    from vllm.compilation import monitor
 
     captured = {"seconds": 0.0, "bytes": 0.0}
-    capture = NPUModelRunner.capture_model
+    allow = monitor.set_cudagraph_capturing_enabled
 
-    def watched(self: Any) -> Any:
+    def watched(enabled: bool) -> None:
         torch.npu.synchronize()
         torch.npu.empty_cache()
-        began, before = time.perf_counter(), torch.npu.memory_reserved()
-        taken = capture(self)
-        torch.npu.synchronize()
-        torch.npu.empty_cache()
-        captured["seconds"] = time.perf_counter() - began
-        captured["bytes"] = torch.npu.memory_reserved() - before
-        return taken
+        now, held, sign = time.perf_counter(), torch.npu.memory_reserved(), -1 if enabled else 1
+        captured["seconds"] += sign * now
+        captured["bytes"] += sign * held
+        allow(enabled)
 
-    NPUModelRunner.capture_model = watched
+    monitor.set_cudagraph_capturing_enabled = watched  # before the model runner imports it
     return captured
 
 
