@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h src/graphmode/native/*.py) setup.py
 CPP := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h ascend-sim/src/ascend_sim/*/*.cpp ascend-sim/src/ascend_sim/*/*.h)
 WORKERS := 2
+# Python for what runs on the CPU, or with DEVICE=npu on the emulated NPU.
+RUN = $(if $(DEVICE),GRAPHMODE_TEST_DEVICE=$(DEVICE) .venv-ascend/bin/ascend-sim run $(NPY),$(PY))
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity tests/integration
 
 .DEFAULT_GOAL := help
@@ -118,14 +120,14 @@ format: install  ## format everything
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-contract: install  ## contracts and units alone
-	$(PY) -m pytest -n $(WORKERS) tests/contract tests/unit
+contract: install$(if $(DEVICE), install-ascend)  ## contracts and units alone; DEVICE=npu: the contracts on the emulated NPU
+	$(RUN) -m pytest -n $(WORKERS) tests/contract $(if $(DEVICE),,tests/unit)
 
-parity: install  ## all of op_db against eager; SHARD=i/n for a part
-	$(PY) -m tests.parity --jobs $(WORKERS) $(if $(SHARD),--shard $(SHARD))
+parity: install$(if $(DEVICE), install-ascend)  ## all of op_db against eager; SHARD=i/n for a part, DEVICE=npu for the emulated NPU
+	$(RUN) -m tests.parity --jobs $(WORKERS) $(if $(SHARD),--shard $(SHARD))
 
-sweep: install  ## some 270 architectures, unmodified, against eager; writes docs/models.md
-	$(PY) tests/models/sweep.py --backend graphmode --out docs/models.md
+sweep: install$(if $(DEVICE), install-ascend)  ## some 270 architectures, unmodified, against eager; writes docs/models.md. DEVICE=npu: on the emulated NPU
+	$(RUN) tests/models/sweep.py --backend graphmode --out docs/models$(if $(DEVICE),-$(DEVICE)).md
 
 bench: install  ## overhead and models against eager and Inductor
 	$(PY) benchmarks/overhead.py

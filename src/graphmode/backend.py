@@ -14,7 +14,7 @@ from torch._dynamo.symbolic_convert import InstructionTranslator
 from torch._guards import ChainedSource
 
 from graphmode import _C
-from graphmode.devices.adapter import has_adapter
+from graphmode.devices.adapter import device_named, has_adapter
 from graphmode.integrations import resolver_of
 from graphmode.options import Options, resolve
 from graphmode.program.program import Program, make_program
@@ -49,19 +49,21 @@ def graphmode_backend(
     errors_reach_the_caller()
     resolved = resolve(options, mode)
     modes = modes_of(gm)
-    # Tracing loses inference mode: such a program is captured as Dynamo gave it.
-    program = (
-        Program(gm, not_lowered="it enters inference mode") if modes.inference else make_program(gm, example_inputs)
-    )
+    types = [a.device.type for a in example_inputs if isinstance(a, torch.Tensor)]
+    first = next((t for t in types if t != "cpu"), "cpu")  # a number may come on the host, beside the device's tensors
+    device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
+    adapter = device_named(device if resolved.device == "auto" else resolved.device)
+    if modes.inference:  # tracing loses it: such a program is captured as Dynamo gave it
+        program = Program(gm, not_lowered="it enters inference mode")
+    else:
+        table = adapter.fusions() if resolved.mode == "max-autotune" else {}
+        program = make_program(gm, example_inputs, table, resolved.fuel)
 
     taken = len(gm.graph.find_nodes(op="placeholder"))
 
     def with_gradients(args: Sequence[Any]) -> Any:
         return gm(*args[:taken])  # Dynamo's own graph: eager's gradients
 
-    types = [a.device.type for a in example_inputs if isinstance(a, torch.Tensor)]
-    first = next((t for t in types if t != "cpu"), "cpu")  # a number may come on the host, beside the device's tensors
-    device = first if has_adapter(first) else "cpu"  # whose graphs take none of these inputs: the calls run live
     owner = _owner(gm)
 
     def region_of(code: fx.GraphModule, **changed: Any) -> Region:
@@ -69,6 +71,9 @@ def graphmode_backend(
 
     region = region_of(program.gm)
     region.counters.lower_seconds = program.lower_seconds
+    region.counters.fused.update(program.fusions.done)
+    for (rule, reason), count in program.fusions.left.items():
+        region.counters.note(f"{rule} not fused: {reason}", count)
     if program.not_lowered is not None:
         region.counters.note(f"captured as Dynamo gave it, without passes: {program.not_lowered}")
     resolver = resolver_of(program.gm) if device == "cpu" else None  # on other devices those ops stay what they are

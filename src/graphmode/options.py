@@ -30,8 +30,9 @@ class Options:
 
     mode: Mode = _option(
         "reduce-overhead",
-        "reduce-overhead runs eager's kernels, bit for bit; max-autotune may take other kernels within a stated "
-        "tolerance, and has none yet: it gives the same; eager lowers and runs the program, but captures nothing",
+        "reduce-overhead runs eager's kernels, bit for bit; max-autotune may take a device's fused calls, whose "
+        "results differ by roundings (NPUs have some, the CPU none yet); eager lowers and runs the program, but "
+        "captures nothing",
     )
     capture_after: int = _option(
         1, "live calls of a signature before it is captured; 0 captures at once, more keeps rare shapes live"
@@ -42,8 +43,9 @@ class Options:
     )
     fuel: int = _option(
         1_000_000,
-        "runs of small calls that each graph, and each program where it runs outside one, may turn into a kernel, from "
-        "the first; 0 for none. Halve it again and again to find one that you suspect",
+        "runs of small calls that each graph, and each program where it runs outside one, may turn into a kernel, and "
+        "groups of calls that a program may turn into a device's fused ones, from the first; 0 for none. Halve it "
+        "again and again to find one that you suspect",
     )
     require: bool = _option(False, "raise FallbackError where something would run outside a graph")
     poison: bool = _option(False, "fill arena and outputs with garbage before each replay: finds skipped work, slow")

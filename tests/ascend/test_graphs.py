@@ -235,6 +235,28 @@ def test_calls_on_many_streams_at_once_do_not_mix() -> None:
     assert_same(held, [model(x) for x in inputs])
 
 
+def test_a_stream_waits_for_the_graph_of_another_and_not_for_what_came_after_it() -> None:
+    """Streams take turns in the graphs' memory; what one is given besides is its own."""
+    g, first, second = compiled(net()), torch.npu.Stream(), torch.npu.Stream()
+    x = torch.randn(256, 16, device="npu")
+    for stream in (first, second, first, second) * 2:
+        with torch.npu.stream(stream):
+            g(x)
+    torch.npu.synchronize()
+    done = [torch.npu.Event(enable_timing=True) for _ in range(3)]
+    with torch.npu.stream(first):
+        g(x)
+        done[0].record()
+        for _ in range(50):
+            x.exp()
+        done[1].record()
+    with torch.npu.stream(second):
+        g(x)
+        done[2].record()
+    torch.npu.synchronize()
+    assert done[0].elapsed_time(done[2]) < done[0].elapsed_time(done[1])
+
+
 def test_calls_of_many_threads_do_not_mix() -> None:
     model = net()
     g, inputs = compiled(model), [torch.randn(n % 5 + 2, 16, device="npu") for n in range(40)]

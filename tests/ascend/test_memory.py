@@ -123,3 +123,21 @@ def test_inputs_on_two_devices_are_no_graph_and_say_so() -> None:
         a, b = torch.full((3,), float(i), device="npu:0"), torch.full((3,), float(i), device="npu:1")
         assert_same(g(a, b), (a + 1, b + 1))
     assert any("a graph is of one device" in reason for reason in reasons())
+
+
+def test_a_program_that_goes_to_another_device_and_back() -> None:
+    """A graph is of one device: what runs on the other runs live, and says so."""
+    if torch.npu.device_count() < 2:
+        pytest.skip("one device")
+
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        there = torch.exp(x).to("npu:1") * 2
+        return there, there.to("npu:0") + x
+
+    g, held, want = torch.compile(f, backend="graphmode"), [], []
+    for _ in range(6):
+        x = torch.randn(64, device="npu:0")
+        held.append(g(x))
+        want.append(f(x))
+    assert_same(held, want)
+    assert any("a graph is of one device" in reason for reason in reasons()), reasons()

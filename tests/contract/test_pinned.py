@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import graphmode
 from graphmode.devices import adapter
+from graphmode.runtime.region import Region
 
 from .pinned_device import PinnedDevice
-from .ways import assert_same, counted
+from .ways import assert_same, counted, reasons
 
 pytestmark = pytest.mark.cpu("it captures on the CPU's graph by name")
 
@@ -154,6 +155,43 @@ def test_a_graph_holds_no_weights() -> None:
     gc.collect()
     assert gone() is None
     assert_same(g(x), net(x))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_lies_between_the_elements_of_a_written_input_is_not_touched(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another stream may write it while the graph runs."""
+
+    def step(*pieces: Tensor) -> Tensor:
+        for piece in pieces:
+            piece.add_(1)
+        return pieces[0] * 2
+
+    def split(buffer: Tensor) -> list[Tensor]:
+        return [buffer[:, 2 * i : 2 * i + 2] for i in range(parts)]
+
+    g = compiled(step)
+    for _ in range(4):
+        g(*split(torch.randn(3, 8)))
+    buffer = torch.zeros(3, 8)
+    monkeypatch.setattr(PinnedDevice, "meanwhile", staticmethod(lambda: buffer[:, 2 * parts :].fill_(7)))
+    with counted() as since:
+        g(*split(buffer))
+    assert since.replays == 1
+    assert_same(buffer, torch.cat([torch.ones(3, 2 * parts), torch.full((3, 8 - 2 * parts), 7.0)], 1))
+
+
+def test_a_call_whose_graph_another_thread_dropped_meanwhile_runs_live_and_says_so() -> None:
+    g = compiled(lambda x: torch.exp(x) * 2)
+    for _ in range(4):
+        g(torch.randn(4))
+    (region,) = [o for o in gc.get_objects() if type(o) is Region and o.graphs]
+    (number,) = region.graphs
+    graphmode._C.runner_drop(region.run, number)  # between the look-up in the table and the replay
+    x = torch.randn(4)
+    assert_same(g(x), torch.exp(x) * 2)
+    assert any("dropped by another thread" in reason for reason in reasons())
 
 
 @pytest.mark.parametrize(

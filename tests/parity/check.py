@@ -15,7 +15,7 @@ import torch
 
 from .compare import Difference, Outcome, compare, same_values
 from .garbage import allocator_fills_with
-from .samples import CALLS, Case, seed_everything
+from .samples import CALLS, Case, rng_state, seed_everything
 from .session import Driver, Refused, Session, Tally
 from .storage import clone_group
 
@@ -139,7 +139,7 @@ def _observe(case: Case, number: int, call: Callable[[list[Any]], tuple[object, 
     tensors = clone_group(case.values[number])
     seed_everything(5000 + number)
     result, inputs = call(tensors)
-    return Outcome(result, inputs, torch.get_rng_state())
+    return Outcome(result, inputs, rng_state())
 
 
 def _after_refusal(result: Result, case: Case, want: Outcome, listed: bool, reason: str) -> Result:

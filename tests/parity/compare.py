@@ -123,7 +123,7 @@ def _value_difference(want: Tensor, got: Tensor) -> str | None:
 
 
 def _dense_row(t: Tensor) -> Tensor:
-    row = t.detach().resolve_conj().resolve_neg().reshape(-1)
+    row = t.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
     return torch.view_as_real(row).reshape(-1).contiguous() if row.is_complex() else row.contiguous()
 
 

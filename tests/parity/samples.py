@@ -5,9 +5,10 @@ Owns which samples are taken and that values really change from call to call; it
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from .compare import same_values
 from .storage import clone_group, flat, parts, same_layout
 
+DEVICE = torch.device(os.environ.get("GRAPHMODE_TEST_DEVICE", "cpu"))
+"""Where the programs run. Samples are drawn on the CPU."""
 WARM_CALLS = 2
 """The runner warms up at a signature's first call and captures at its second."""
 REPLAY_CALLS = 2
@@ -85,8 +88,18 @@ def dtype_for(op: OpInfo, tag: str) -> torch.dtype | None:
 def seed_everything(seed: int) -> None:
     # torch.manual_seed formats a stack for each absent accelerator, which takes longer than most cases.
     torch.default_generator.manual_seed(seed)
+    if DEVICE.type != "cpu":
+        torch.get_device_module(DEVICE).manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+
+
+def rng_state() -> Tensor:
+    """Of the CPU's generator, and of the device's where that is another."""
+    states = [torch.get_rng_state()]
+    if DEVICE.type != "cpu":
+        states.append(torch.get_device_module(DEVICE).get_rng_state())
+    return torch.cat(states)
 
 
 def cases(op: OpInfo, tag: str) -> Iterator[Case]:
@@ -126,10 +139,16 @@ def build(op: str, tag: str, label: str, fn: Callable[..., Any], draws: list[Sam
     tensors, slots = _gather(leaves)
     values = [_gather(_leaves(draw))[0] for draw in draws]
     case = Case(op, tag, label, fn, leaves, spec, slots, [tensors] * CALLS, threads)
-    if all(same_layout(tensors, v) for v in values) and not all(same_values(tensors, v) for v in values[1:]):
-        return Case(op, tag, label, fn, leaves, spec, slots, values, threads)
-    changed = [tensors] + [_changed(case, tensors, step) for step in range(1, CALLS)]
-    return Case(op, tag, label, fn, leaves, spec, slots, changed, threads)
+    if not all(same_layout(tensors, v) for v in values) or all(same_values(tensors, v) for v in values[1:]):
+        values = [tensors] + [_changed(case, tensors, step) for step in range(1, CALLS)]
+    return _on_the_device(Case(op, tag, label, fn, leaves, spec, slots, values, threads))
+
+
+def _on_the_device(case: Case) -> Case:
+    if DEVICE.type == "cpu":
+        return case
+    leaves = [DEVICE if isinstance(x, (str, torch.device)) and str(x) == "cpu" else x for x in case.leaves]
+    return replace(case, leaves=leaves, values=[clone_group(v, DEVICE) for v in case.values])
 
 
 def _gather(leaves: list[Any]) -> tuple[list[Tensor], list[int | None]]:

@@ -25,23 +25,23 @@ def parts(t: Tensor) -> list[Tensor]:
 def flat(t: Tensor) -> Tensor:
     """The whole storage of a strided tensor as one row of its dtype, lazy bits not applied."""
     storage = t.untyped_storage()
-    row = torch.empty(0, dtype=t.dtype)
+    row = torch.empty(0, dtype=t.dtype, device=t.device)
     return row.set_(storage, 0, (storage.nbytes() // t.element_size(),), (1,))
 
 
-def clone_group(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Clone the tensors together: two that shared a storage share the cloned one too."""
+def clone_group(tensors: Sequence[Tensor], device: torch.device | None = None) -> list[Tensor]:
+    """Clone the tensors together, to another device if one is given: two that shared a storage share the clone too."""
     copies: dict[int, torch.UntypedStorage] = {}
-    return [_clone(t, copies) for t in tensors]
+    return [_clone(t, copies, device or t.device) for t in tensors]
 
 
-def _clone(t: Tensor, copies: dict[int, torch.UntypedStorage]) -> Tensor:
+def _clone(t: Tensor, copies: dict[int, torch.UntypedStorage], device: torch.device) -> Tensor:
     if t.layout is not torch.strided or t.is_nested:
-        return t.detach().clone()
+        return t.detach().to(device, copy=True)
     source = t.untyped_storage()
     if source._cdata not in copies:
-        copies[source._cdata] = source.clone()
-    twin = torch.empty(0, dtype=t.dtype)
+        copies[source._cdata] = torch.UntypedStorage(source.nbytes(), device=device).copy_(source)
+    twin = torch.empty(0, dtype=t.dtype, device=device)
     twin.set_(copies[source._cdata], t.storage_offset(), t.size(), t.stride())
     if t.is_conj():
         twin = torch.conj(twin)

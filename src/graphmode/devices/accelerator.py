@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+import graphmode.fusion.npu as npu_fusions
 from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes, installed
 from graphmode.errors import CaptureError, StateError, UnsupportedError
+from graphmode.fusion.fuse import Table
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
 _RAW = "graphs of this device share one memory, which a raw graph's tensors can't: use torch.accelerator.Graph itself"
@@ -93,7 +96,7 @@ class AcceleratorGraph(DeviceGraph):
         self._before = self._device.reserved(index)
         stream = self._device.capture_stream(index)
         stream.wait_stream(torch.accelerator.current_stream(index))
-        held = _Held(self._device, torch.accelerator.Graph(pool=self._device.pool, capture_error_mode="thread_local"))
+        held = _Held(self._device, self._device.empty_graph())
         stream.__enter__()
         try:
             held.graph.capture_begin()
@@ -173,13 +176,15 @@ class AcceleratorDevice(Device):
 
     capabilities = Capabilities(capture_executes=False, rebind_inputs=False, fresh_outputs=False, keeps_memory=True)
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, fusions: Table = MappingProxyType({})) -> None:
+        """`fusions`: the fused calls of this kind of device."""
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None or found.type != name:
             raise UnsupportedError(
                 f"no {name} is there (torch.accelerator finds {found}); installed adapters: {installed()}"
             )
         self.name = name
+        self._fusions = fusions
         self.pool: tuple[int, int] | None = None
         self.held = 0  # graphs that live
         self.bytes = 0  # of the pool, as far as it grew in captures
@@ -195,6 +200,13 @@ class AcceleratorDevice(Device):
 
     def graph(self) -> AcceleratorGraph:
         return AcceleratorGraph(self)
+
+    def empty_graph(self) -> Any:
+        """A graph of torch's in the pool, with the calls of `torch.accelerator.Graph`."""
+        return torch.accelerator.Graph(pool=self.pool, capture_error_mode="thread_local")
+
+    def fusions(self) -> Table:
+        return self._fusions
 
     def takes(self, tensor: torch.Tensor) -> bool:
         if tensor.device.type != self.name or tensor.layout != torch.strided:
@@ -262,5 +274,5 @@ def _refused(error: BaseException, device: AcceleratorDevice) -> CaptureError:
     return CaptureError(text.splitlines()[0] if text else type(error).__name__)
 
 
-npu = partial(AcceleratorDevice, "npu")
+npu = partial(AcceleratorDevice, "npu", npu_fusions.TABLE)
 xpu = partial(AcceleratorDevice, "xpu")

@@ -13,6 +13,7 @@ import torch
 
 from graphmode import _C
 from graphmode.errors import UnsupportedError
+from graphmode.fusion.fuse import Table
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,10 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def graph(self) -> DeviceGraph:
         """A new, empty graph."""
+
+    def fusions(self) -> Table:
+        """The fused calls that it has, by the names of `fusion/patterns.py`: for those who accept other kernels."""
+        return {}
 
     @abc.abstractmethod
     def takes(self, tensor: torch.Tensor) -> bool:

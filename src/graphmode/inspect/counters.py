@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +40,7 @@ class Counters:
     evictions: int = 0
     capture_seconds: float = 0.0
     lower_seconds: float = 0.0
+    fused: Counter[str] = field(default_factory=Counter)  # groups of calls that became one of the device's, by kind
     notes: dict[str, int] = field(default_factory=dict)  # what was done otherwise than asked, and is no fall-back
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
 
@@ -48,9 +50,9 @@ class Counters:
         entry.count += count
         return entry
 
-    def note(self, what: str) -> None:
+    def note(self, what: str, count: int = 1) -> None:
         """Counts something done otherwise than asked that is no fall-back."""
-        self.notes[what] = self.notes.get(what, 0) + 1
+        self.notes[what] = self.notes.get(what, 0) + count
 
     def add(self, other: Counters) -> None:
         """Adds another region's counts to these."""
@@ -58,8 +60,9 @@ class Counters:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.capture_seconds += other.capture_seconds
         self.lower_seconds += other.lower_seconds
+        self.fused.update(other.fused)
         for reason, count in list(other.notes.items()):
-            self.notes[reason] = self.notes.get(reason, 0) + count
+            self.note(reason, count)
         for f in list(other.fallbacks.values()):
             self.fall_back(f.reason, f.op, f.line, f.count)
 

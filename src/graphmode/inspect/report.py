@@ -42,6 +42,7 @@ class Report:
     evictions: int
     capture_seconds: float
     lower_seconds: float
+    fused: dict[str, int]  # groups of calls that became one of the device's, by kind
     notes: dict[str, int]  # what was done otherwise than asked, and is no fall-back
     fallbacks: list[Fallback]
     bytes: Bytes
@@ -65,6 +66,8 @@ class Report:
         table.add_row("breaks run", f"{self.breaks:,}")
         table.add_row("bytes held: arena, constants", f"{self.bytes.arena:,}, {self.bytes.fixed:,}")
         table.add_row("seconds: lowering, capture", f"{self.lower_seconds:.2f}, {self.capture_seconds:.2f}")
+        for kind, count in self.fused.items():
+            table.add_row("fused", f"{count}: {kind}")
         for reason, count in self.notes.items():
             table.add_row("times, and a note", f"{count}: {reason}")
         return table
@@ -94,6 +97,7 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
         evictions=total.evictions,
         capture_seconds=total.capture_seconds,
         lower_seconds=total.lower_seconds,
+        fused=dict(total.fused),
         notes=total.notes,
         fallbacks=[*total.fallbacks.values(), *dynamo_breaks.found()],
         bytes=bytes_held,

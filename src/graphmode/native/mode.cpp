@@ -62,14 +62,14 @@ uint64_t kernel_flags(at::Context& c) {
   return bits;
 }
 
+// torch's class of such modes. Looked up once, when the module is loaded: an import in a call may wait for another
+// thread.
+PyObject* device_context = nullptr;
+
 // The device that torch.set_default_device, or `with torch.device(...)`, has functions make tensors on; null where a
 // mode of torch functions is anything else.
 PyObject* device_of(PyObject* mode) {
-  static PyObject* context = [] {
-    pybind11::object found = pybind11::module_::import("torch.utils._device").attr("DeviceContext");
-    return found.release().ptr();
-  }();
-  if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != context) {
+  if (reinterpret_cast<PyObject*>(Py_TYPE(mode)) != device_context) {
     return nullptr;
   }
   const auto device = pybind11::reinterpret_steal<pybind11::object>(PyObject_GetAttrString(mode, "device"));
@@ -140,6 +140,8 @@ bool is_observed() {
 }
 
 void bind_mode(pybind11::module_& m) {
+  device_context =
+      pybind11::object(pybind11::module_::import("torch.utils._device").attr("DeviceContext")).release().ptr();
   const auto bits = [] { return pybind11::tuple(pybind11::cast(current_mode().words)); };
   m.def("mode_bits", bits, "What a graph depends on besides its arguments, as four numbers.");
   m.def(

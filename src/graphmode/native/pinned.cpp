@@ -2,6 +2,7 @@
 #include "pinned.h"
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/AllocatorConfig.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/InferenceMode.h>
@@ -120,9 +121,17 @@ PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Tur
     }
   }
   for (auto& span : spans_) {
+    bool bytewise = placed;
     for (const int i : span.positions) {
       uses_[i].home = nullptr;
-      span.written = span.written || uses_[i].written;
+      if (uses_[i].written) {
+        span.written = true;
+        span.back.emplace_back(i, stand_ins[i]);
+        bytewise = bytewise || at::has_internal_overlap(stand_ins[i]) == at::MemOverlap::Yes;
+      }
+    }
+    if (bytewise) {
+      span.back.clear();
     }
     const auto& t = stand_ins[span.positions[0]];
     if (span.positions.size() == 1 && span.bytes == extent_of(t) && t.is_non_overlapping_and_dense()) {
@@ -255,9 +264,10 @@ std::vector<at::Tensor> PinnedGraph::hand_out(at::ArrayRef<const at::Tensor*> in
     const at::AutoDispatchBelowADInplaceOrView below;
     for (const auto& span : spans_) {
       const auto& t = *inputs[span.positions[0]];
-      if (span.written && span.whole.defined()) {
-        t.copy_(span.whole, /*non_blocking=*/true);
-      } else if (span.written) {
+      for (const auto& [i, stand_in] : span.back) {
+        inputs[i]->copy_(stand_in, /*non_blocking=*/true);
+      }
+      if (span.written && span.back.empty()) {
         bytes_of(t.storage(), begin_of(t) + span.from, span.bytes, t.device())
             .copy_(span.memory, /*non_blocking=*/true);
       }
@@ -351,7 +361,7 @@ void bind_pinned(py::module_& m) {
                        const std::vector<at::Tensor>& constants, bool placed, bool fresh, bool poison) {
              std::vector<Span> parts;
              for (const auto& [positions, from, bytes, memory] : spans) {
-               parts.push_back({positions, from, bytes, memory, {}, false});
+               parts.push_back({positions, from, bytes, memory, {}, false, {}});
              }
              return std::make_shared<PinnedGraph>(std::move(launch), std::move(busy), std::move(turn),
                                                   tensors_of(stand_ins), std::move(parts), written, std::move(results),

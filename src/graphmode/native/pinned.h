@@ -18,6 +18,9 @@ struct Span {
   at::Tensor memory;  // uint8: the copy
   at::Tensor whole;   // the first one's stand-in, where the span is that tensor and nothing else
   bool written = false;
+  // What is copied back, by position: the stand-ins that the graph writes, so that nothing between their elements is
+  // touched. Empty where the program may write all of the span.
+  std::vector<std::pair<int, at::Tensor>> back;
 };
 
 // How a tensor lies in its storage.

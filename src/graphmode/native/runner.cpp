@@ -523,7 +523,9 @@ void bind_runner(pybind11::module_& m) {
         auto& state = state_of(runner);
         const auto is_it = [id](const std::shared_ptr<Entry>& e) { return e->id == id; };
         const auto it = std::find_if(state.entries.begin(), state.entries.end(), is_it);
-        TORCH_CHECK(it != state.entries.end(), "no graph ", id);
+        if (it == state.entries.end()) {
+          return pybind11::object(pybind11::none());
+        }
         const std::shared_ptr<Entry> entry = *it;
         c10::SmallVector<const at::Tensor*, 64> tensors;
         c10::SmallVector<PyObject*, 64> given;
@@ -535,9 +537,9 @@ void bind_runner(pybind11::module_& m) {
           entry->last[given.size() - 1] = is_tensor ? address(*tensors.back()) : nullptr;
         }
         PyObject* results = replay(state, entry, Py_None, given.data(), tensors.data(), given.size());
-        return pybind11::reinterpret_steal<pybind11::object>(results);
+        return results == nullptr ? pybind11::none() : pybind11::reinterpret_steal<pybind11::object>(results);
       },
-      "Replays a graph on arguments that its caller knows to fit.");
+      "Replays a graph on arguments that its caller knows to fit; None where another thread dropped it meanwhile.");
   m.def(
       "runner_modes",
       [](const pybind11::object& runner, bool enables_grad, int leaves_grad) {

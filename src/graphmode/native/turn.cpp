@@ -1,8 +1,8 @@
 #include "turn.h"
 
-#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <algorithm>
 #include <optional>
 
 namespace graphmode {
@@ -18,13 +18,16 @@ void Turn::take(c10::DeviceIndex index) {
   try {
     const c10::impl::VirtualGuardImpl device(type_);
     const auto stream = device.getStream(index < 0 ? device.getDevice() : c10::Device(type_, index));
-    const auto [last, first] = last_.emplace(stream.device_index(), stream);
-    if (!first && last->second != stream) {
-      c10::Event done(type_);
-      done.record(last->second);  // what it was given reads and writes the same memory
-      done.block(stream);
-      last->second = stream;
+    auto& last = last_.try_emplace(stream.device_index(), Last{stream}).first->second;
+    if (last.stream != stream) {
+      if (!last.done) {
+        last.done.emplace(type_);
+        last.done->record(last.stream);
+      }
+      last.done->block(stream);
+      last = {stream, true, std::nullopt};
     }
+    taken_.push_back(stream.device_index());
   } catch (...) {
     mutex_.unlock();
     throw;
@@ -32,6 +35,19 @@ void Turn::take(c10::DeviceIndex index) {
 }
 
 void Turn::leave() {
+  const auto index = taken_.back();
+  taken_.pop_back();
+  auto& last = last_.at(index);
+  if (last.others && std::find(taken_.begin(), taken_.end(), index) == taken_.end()) {
+    try {
+      if (!last.done) {
+        last.done.emplace(type_);
+      }
+      last.done->record(last.stream);
+    } catch (...) {  // the next turn on another stream records it, and waits for more than it must
+      last.done.reset();
+    }
+  }
   mutex_.unlock();
 }
 

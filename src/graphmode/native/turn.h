@@ -1,11 +1,14 @@
 // Who may use the memory that the graphs of one device share: one replay or capture at a time, in the order of streams.
 #pragma once
 
+#include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <mutex>
+#include <optional>
 #include <unordered_map>
+#include <vector>
 
 namespace graphmode {
 
@@ -16,15 +19,23 @@ class Turn {
   // for what the stream before was given. A thread may take several turns one in another. Needs no GIL and drops it
   // while it waits.
   void take(c10::DeviceIndex index);
+  // Ends the turn that was taken last.
   void leave();
   c10::DeviceType type() const {
     return type_;
   }
 
  private:
+  struct Last {
+    c10::Stream stream;   // that had the last turn
+    bool others = false;  // there was another before: then each turn records its end, which one stream alone need not
+    std::optional<c10::Event> done;  // all that the turn gave the stream
+  };
+
   c10::DeviceType type_;
   std::recursive_mutex mutex_;
-  std::unordered_map<c10::DeviceIndex, c10::Stream> last_;  // by device, the stream that had the last turn
+  std::unordered_map<c10::DeviceIndex, Last> last_;
+  std::vector<c10::DeviceIndex> taken_;  // the turns of the thread that has the mutex
 };
 
 class InTurn {

@@ -52,7 +52,16 @@ def _inherits(node: fx.Node) -> bool:
     return made <= given
 
 
-def not_the_devices(node: fx.Node, device: str) -> str | None:
+def _home(gm: fx.GraphModule, device: str) -> torch.device | None:
+    """The device of a kind that a program's first tensor is on: its graphs are of that one."""
+    for node in gm.graph.nodes:
+        for tensor in _values(node.meta.get("val", node.meta.get("example_value"))):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == device:
+                return tensor.device
+    return None
+
+
+def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> str | None:
     """Why a graph that keeps a device's kernels, and nothing that the host does, can't hold a call."""
     target = node.target
     name = op_name(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
@@ -63,18 +72,23 @@ def not_the_devices(node: fx.Node, device: str) -> str | None:
             if isinstance(tensor, torch.Tensor) and tensor.device.type != device:
                 kind = tensor.device.type
                 return f"{name} has a tensor on the {kind}: a graph of the {device} holds the {device}'s work alone"
+            if isinstance(tensor, torch.Tensor) and home is not None and tensor.device.index not in (None, home.index):
+                return (
+                    f"{name} has a tensor on {tensor.device} and the program begins on {home}: a graph is of one device"
+                )
     return None
 
 
 def find_breaks(gm: fx.GraphModule, device: str | None = None) -> dict[fx.Node, str]:
     """Breaks of a program with their reasons, in order. `device`: whose kernels alone a graph keeps."""
     found = {}
+    home = None if device is None else _home(gm, device)
     for node in gm.graph.nodes:
         if node.op != "call_function":
             continue
         reason = break_reason(node)
         if reason is None and device is not None:
-            reason = not_the_devices(node, device)
+            reason = not_the_devices(node, device, home)
         if reason is not None:
             found[node] = reason
     return found

@@ -143,7 +143,7 @@ def _trace(gm: fx.GraphModule, fakes: Sequence[Any], mode: FakeTensorMode, opaqu
         stack.enter_context(fx_traceback.preserve_node_meta())
         if mode.shape_env is not None:
             stack.enter_context(mode.shape_env.ignore_fresh_unbacked_symbols())
-            stack.enter_context(_pinning_no_size(mode.shape_env))
+            stack.enter_context(pinning_no_size(mode.shape_env))
         interpreter = _Lowering(gm, opaque)
         lowered: fx.GraphModule = make_fx(interpreter.run, tracing_mode="real", pre_dispatch=True)(*fakes)
     for name, value in interpreter.constants.items():
@@ -299,7 +299,7 @@ def _harmless(n: fx.Node) -> bool:
 
 
 @contextlib.contextmanager
-def _pinning_no_size(env: ShapeEnv) -> Iterator[None]:
+def pinning_no_size(env: ShapeEnv) -> Iterator[None]:
     """Refuses guards that would fix a symbolic size to a number: one program serves many sizes."""
     ask = env._check_frozen  # asked before each new guard
 

@@ -39,24 +39,40 @@ _VIEWS = {
 }
 
 
-def _changes_metadata(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.inplace_view in target.tags
+_CONVERSIONS = {aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default}
+
+
+def _copies(node: fx.Node) -> bool:
+    """Whether a conversion gives other memory though dtype and device are the same."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | node.kwargs
+    return bool(given.get("copy")) or given.get("memory_format") not in (None, torch.preserve_format)
+
+
+def _changes_size(node: fx.Node) -> bool:
+    """Whether a call changes a tensor's own sizes: a view of the whole is none afterwards."""
+    return any(
+        isinstance(u.target, torch._ops.OpOverload) and torch.Tag.inplace_view in u.target.tags for u in node.users
+    )
 
 
 def remove_no_ops(gm: fx.GraphModule) -> int:
     """Replaces views that are the whole of their argument by the argument; returns how many.
 
-    A result of the graph stays a tensor object of its own.
+    A view that is a result of the graph stays a tensor object of its own.
     """
-    if any(_changes_metadata(n.target) for n in gm.graph.nodes):
-        return 0  # a view of the whole is no longer one once its own sizes change
     removed = 0
     (output,) = gm.graph.find_nodes(op="output")
     for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in _VIEWS or output in node.users:
+        if node.op != "call_function":
+            continue
+        is_view = node.target in _VIEWS and output not in node.users
+        if not is_view and (node.target not in _CONVERSIONS or _copies(node)):
             continue
         source = node.args[0]
         if not isinstance(source, fx.Node) or not _same_tensor(node.meta.get("val"), source.meta.get("val")):
+            continue
+        if _changes_size(source) or _changes_size(node):
             continue
         node.replace_all_uses_with(source)
         gm.graph.erase_node(node)

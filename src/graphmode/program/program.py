@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.fx as fx
 
+from graphmode.fusion.fuse import Fusions, Table, fuse
 from graphmode.program.dead_code import remove_dead_code
 from graphmode.program.lines import line_of
 from graphmode.program.lower import LoweringError, lower
@@ -17,13 +18,9 @@ from graphmode.program.scalar_operands import use_scalar_tensors
 from graphmode.program.single_cat import replace_single_cats
 from graphmode.program.written_arguments import use_written_arguments
 
-PASSES: tuple[Callable[[fx.GraphModule], int], ...] = (
-    use_written_arguments,
-    remove_no_ops,
-    replace_single_cats,
-    use_scalar_tensors,
-    remove_dead_code,
-)
+Pass = Callable[[fx.GraphModule], int]
+_TIDYING: tuple[Pass, ...] = (use_written_arguments, remove_no_ops, replace_single_cats)
+_LAST: tuple[Pass, ...] = (use_scalar_tensors, remove_dead_code)
 
 
 @dataclass
@@ -41,6 +38,7 @@ class Program:
 
     gm: fx.GraphModule
     passes: list[PassRun] = field(default_factory=list)
+    fusions: Fusions = field(default_factory=Fusions)
     not_lowered: str | None = None  # why the code is Dynamo's graph as it came
     lower_seconds: float = 0.0
 
@@ -57,15 +55,27 @@ class Program:
         return "\n".join(lines) if lines else code
 
 
-def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Program:
-    """Lowers Dynamo's graph and runs the passes, in order."""
+def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any], table: Table, fuel: int) -> Program:
+    """Lowers Dynamo's graph and runs the passes, in order.
+
+    Args:
+        gm: Dynamo's graph.
+        example_inputs: what Dynamo gave with it.
+        table: the device's fused calls; empty where eager's kernels are asked for.
+        fuel: the most groups of calls that may become one.
+    """
     start = time.perf_counter()
     try:
         lowered = lower(gm, example_inputs)
     except LoweringError as error:
         return Program(gm, not_lowered=str(error), lower_seconds=time.perf_counter() - start)
     program = Program(lowered)
-    for run in PASSES:
+
+    def fuse_calls(gm: fx.GraphModule) -> int:
+        program.fusions = fuse(gm, table, fuel)
+        return program.fusions.done.total()
+
+    for run in (*_TIDYING, *([fuse_calls] if table else []), *_LAST):
         began = time.perf_counter()
         changed = run(lowered)
         program.passes.append(PassRun(run.__name__, changed, time.perf_counter() - began))

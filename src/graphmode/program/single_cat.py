@@ -9,7 +9,7 @@ from torch._prims_common import make_contiguous_strides_for
 aten = torch.ops.aten
 
 
-def _dense(value: torch.Tensor) -> bool:
+def is_dense(value: torch.Tensor) -> bool:
     # Strides of dimensions of size 1 too, which is_contiguous() does not look at; as text, so that no guard is added.
     return str(value.stride()) == str(tuple(make_contiguous_strides_for(value.shape)))
 
@@ -20,7 +20,7 @@ def replace_single_cats(gm: fx.GraphModule) -> int:
     for node in gm.graph.find_nodes(op="call_function", target=aten.cat.default):
         tensors = node.args[0]
         value = node.meta.get("val")
-        if len(tensors) != 1 or not isinstance(value, torch.Tensor) or not _dense(value):
+        if len(tensors) != 1 or not isinstance(value, torch.Tensor) or not is_dense(value):
             continue
         with gm.graph.inserting_before(node):
             copy = gm.graph.call_function(aten.clone.default, (tensors[0],), {"memory_format": torch.contiguous_format})

@@ -50,6 +50,7 @@ _REFUSALS_REMEMBERED = 4096  # older ones are tried again
 _TRIM_EVERY = 16  # evictions, each some 100 ms of capturing; giving memory back takes 6 ms
 _PUT_OFF = "its last graph was dropped before it paid: more sizes come in turn than max_graphs allows"
 _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leave this size live"
+_DROPPED = "its graph was dropped by another thread while this call waited for it"
 _OUT_OF_MEMORY = "the device has no memory left for a graph of this size"
 _NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__, or a number is divided by 0 or beyond 64 bits"
 _NO_MODES = Modes()
@@ -209,7 +210,8 @@ class Region:
                 put_off = self._admission.puts_off(hash(key))
                 too_large = wanted and self._admission.too_large(args, given)
             if ready is not None:
-                return _C.runner_replay(self.run, ready.number, args)
+                replayed = _C.runner_replay(self.run, ready.number, args)
+                return replayed if replayed is not None else self._live_because(_DROPPED, None, args)
             if wanted and not too_large:
                 return self._capture(key, args, called_with)
         if refused is not None:

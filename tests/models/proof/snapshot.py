@@ -80,7 +80,7 @@ def _freeze(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
         return leaf
     storage = leaf.untyped_storage().data_ptr() if leaf.numel() else 0
-    return Frozen(leaf.detach().clone(), leaf.dtype, tuple(leaf.shape), leaf.stride(), storage)
+    return Frozen(leaf.detach().clone().cpu(), leaf.dtype, tuple(leaf.shape), leaf.stride(), storage)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

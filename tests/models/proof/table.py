@@ -1,6 +1,7 @@
 """Writes the rows of a sweep as a Markdown page and as JSON."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -10,6 +11,7 @@ from typing import Any
 
 from .row import Row, Verdict
 
+DEVICE = os.environ.get("GRAPHMODE_TEST_DEVICE", "cpu")
 HEAD = ("model", "family", "identical", "graphs", "replays", "breaks", "live calls", "why", "seconds")
 
 
@@ -32,12 +34,13 @@ def page(rows: Sequence[Row], backend: str) -> str:
     same = sum(row.identical for row in rows)
     branched = sum(row.verdict is Verdict.BRANCH for row in rows)
     lines = [
-        f"# Model sweep: `backend={backend!r}`",
+        f"# Model sweep: `backend={backend!r}`" + (f" on `{DEVICE}`" if DEVICE != "cpu" else ""),
         "",
         f"{same} of {len(rows)} cases identical to eager, bit for bit; "
         f"{len(types)} architectures of transformers, {nets} hand-written nets.",
         "",
-        f"`make sweep`, {date.today()}, torch {version('torch')}, transformers {version('transformers')}; tiny "
+        f"`make sweep{'' if DEVICE == 'cpu' else f' DEVICE={DEVICE}'}`, {date.today()}, torch {version('torch')}, "
+        f"transformers {version('transformers')}; tiny "
         "configurations, random weights. Graphs are those captured in all; seconds are of the whole case, eager's and "
         "Dynamo's included.",
         "",

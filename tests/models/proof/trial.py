@@ -6,6 +6,7 @@ and, where the backend keeps counters, at least one replay or one counted reason
 
 import copy
 import gc
+import os
 import random
 import time
 import traceback
@@ -17,12 +18,14 @@ from unittest import mock
 
 import numpy
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from zoo.case import Case, Forward
 
 from .row import Row, Verdict
 from .snapshot import Snapshot, difference, module_state, moved
 
+DEVICE = torch.device(os.environ.get("GRAPHMODE_TEST_DEVICE", "cpu"))  # models and inputs are made on the CPU
 Report = Callable[[], Any]
 BRANCHES = "the model takes another branch when compiled, on which eager gives these bits"
 
@@ -42,7 +45,7 @@ def observe(case: Case, model: nn.Module, forward: Forward) -> Observation:
     with torch.inference_mode() if case.inference_mode else torch.no_grad():
         for step in range(case.calls):
             with torch.inference_mode(False):
-                args, kwargs = case.inputs(step)
+                args, kwargs = tree_map_only(Tensor, lambda t: t.to(DEVICE), case.inputs(step))
             _seed(case.seed + step)
             start = time.perf_counter()
             outputs = drive(forward, args, kwargs)
@@ -52,10 +55,14 @@ def observe(case: Case, model: nn.Module, forward: Forward) -> Observation:
                 outputs=outputs,
                 arguments=(args, kwargs),
                 state=module_state(model),
-                random=torch.get_rng_state(),
+                random=[torch.get_rng_state(), *_generator_states()],
             )
             snapshots.append(after)
     return Observation(snapshots, Snapshot.take(outputs=held), seconds)
+
+
+def _generator_states() -> list[Tensor]:
+    return [] if DEVICE.type == "cpu" else [torch.get_device_module(DEVICE).get_rng_state()]
 
 
 def _seed(seed: int) -> None:
@@ -91,7 +98,7 @@ def trial(case: Case, backend: Any, report: Report | None = None) -> Row:
 
 
 def _judge(case: Case, backend: Any, report: Report | None, row: Row) -> None:
-    model = case.build()
+    model = case.build().to(DEVICE)
     row.model_type = getattr(getattr(model, "config", None), "model_type", "")
     reference = _observe_copy(case, model, lambda forward: forward)
     if said := compare(reference, _observe_copy(case, model, lambda forward: forward)):
