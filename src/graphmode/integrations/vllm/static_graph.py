@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 Runnable = Callable[..., Any]
 
 _numbers = itertools.count()
+_held: Counter[str] = Counter()  # graphs of all wrappers, by device
 
 
 class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
@@ -285,7 +287,7 @@ class StaticGraphs:
     def _replay(self, key: Hashable, entry: _Entry) -> None:
         self._before_replay()
         try:
-            with self._device.in_turn(()):
+            with self._device.alone(_held[self._device.name]):
                 entry.graph.replay([])
         except BaseException:
             with self._lock:
@@ -338,6 +340,7 @@ class StaticGraphs:
         entry = _Entry(graph, place, spot, each_tensor(outputs, self._weakly or _same))
         with self._lock:
             self._entries[key] = entry
+            _held[self._device.name] += 1
             self._evict(self._room())
         if not self._executes:
             self._replay(key, entry)
@@ -400,16 +403,19 @@ class StaticGraphs:
     def _drop(self, key: Hashable) -> None:
         gone = self._entries.pop(key, None)
         if gone is not None:
-            gone.graph.reset()
-            self._gone(key)
+            self._reset(key, gone)
             self.counters.evictions += 1
+
+    def _reset(self, key: Hashable, entry: _Entry) -> None:
+        entry.graph.reset()
+        _held[self._device.name] -= 1
+        self._gone(key)
 
     def clear(self) -> None:
         """Drops every graph and its memory."""
         with self._lock:
             for key, entry in self._entries.items():
-                entry.graph.reset()
-                self._gone(key)
+                self._reset(key, entry)
             self._entries.clear()
             self.refused.clear()
 
