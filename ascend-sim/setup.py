@@ -22,7 +22,7 @@ TORCH_NPU = Path(next(iter(_spec.submodule_search_locations)))  # found, not imp
 HEADERS = [TORCH_NPU / "include", TORCH_NPU / "include/third_party/acl/inc", TORCH_NPU / "include/third_party/hccl/inc"]
 
 RUNTIME = "ascendcl"
-OWN = {"opapi": ["opapi.cpp"]}  # libraries with functions of their own
+OWN = {"opapi": ["opapi.cpp"], "atb": ["atb.cpp"]}  # libraries with functions of their own
 # Opened by name; what torch_npu looks for in them is the runtime's.
 EMPTY = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "hccl", "runtime")
 FLAGS = ["-std=c++17", "-O2", "-g0", "-fPIC", "-Wall", "-Wextra", "-fvisibility=hidden", "-shared"]

@@ -11,9 +11,9 @@ from pathlib import Path
 from ascend_sim import runtime
 
 OURS = re.compile(
-    r"^(acl(rt|mdl|op|sys|Init|Finalize|Get|Set|App|Create|Destroy|Gen)\w*|rt[A-Z]\w+|Msprof\w+|Hccl[A-Z]\w+)$"
+    r"^(acl(rt|mdl|op|sys|Init|Finalize|Get|Set|App|Create|Destroy|Gen)\w*|rt[A-Z]\w+|Msprof\w+|Hccl[A-Z]\w+|_ZN3atb\w+)$"
 )
-LIBRARIES = ("libtorch_npu.so", "libtensorpipe.so", "libnpu_profiler.so")
+LIBRARIES = ("libtorch_npu.so", "libop_plugin_atb.so", "libtensorpipe.so", "libnpu_profiler.so")
 
 
 @dataclass

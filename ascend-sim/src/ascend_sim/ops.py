@@ -8,7 +8,7 @@ from functools import cache
 
 @cache
 def register() -> tuple[str, ...]:
-    """Takes torch_npu's kernels' place; returns the ATen ops it did that for."""
+    """Takes torch_npu's kernels' place; returns the ops it did that for, as "aten::add.Tensor"."""
     import torch
 
     with warnings.catch_warnings():
@@ -17,9 +17,9 @@ def register() -> tuple[str, ...]:
 
     from ascend_sim import _kernels
 
-    def aten(key: str) -> list[str]:
-        registered = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-        return sorted(name[6:] for name in registered if name.startswith("aten::"))
+    def registered(key: str, *namespaces: str) -> list[str]:
+        names = torch._C._dispatch_get_registrations_for_dispatch_key(key)
+        return sorted(name for name in names if name.split("::")[0] in namespaces)
 
-    _kernels.take_over_gradients(aten("AutogradPrivateUse1"))
-    return tuple(_kernels.take_over(aten("PrivateUse1")))
+    _kernels.take_over_gradients(registered("AutogradPrivateUse1", "aten"))
+    return tuple(_kernels.take_over(registered("PrivateUse1", "aten", "npu", "atb")))

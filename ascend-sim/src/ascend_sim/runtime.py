@@ -14,7 +14,7 @@ from typing import Any
 FOLDER = Path(__file__).parent / "lib"
 HOME = Path(__file__).parent / "home"
 # torch_npu asks for them by these names: a library that is loaded already is taken, wherever it lies.
-NAMES = ("ascendcl", "opapi", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "hccl", "runtime")
+NAMES = ("ascendcl", "opapi", "acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "hccl", "runtime", "atb")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-// Every ATen op that torch_npu has a kernel for, by one function: shapes from the op's meta kernel, memory from
-// torch_npu's allocator, values from the op's CPU kernel in the stream's turn. Views, allocation and copies stay
-// torch_npu's own.
+// Every op that torch_npu has a kernel for, by one function: shapes from the op's meta kernel, memory from torch_npu's
+// allocator, values in the stream's turn, from the CPU's kernel of an ATen op and from the reference of an npu:: or
+// atb:: one. Views, allocation and copies stay torch_npu's own.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
@@ -9,6 +9,7 @@
 #include <unordered_set>
 
 #include "random.h"
+#include "reference.h"
 #include "task.h"
 
 namespace sim {
@@ -63,6 +64,12 @@ bool stays(const std::string& name) {
   };
   // A kernel would write what nobody asked for, at each replay.
   return own.count(name) > 0 || name.rfind("empty", 0) == 0 || name.rfind("new_empty", 0) == 0;
+}
+
+// torch_npu's own ops that it makes of ATen's, of copies or of nothing on a device: they work as they are.
+bool made_of_others(const std::string& name) {
+  static const std::unordered_set<std::string> own = {};
+  return own.count(name) > 0;
 }
 
 // Ops that a CPU has under another name only.
@@ -171,7 +178,29 @@ struct Call {
   std::vector<c10::IValue> arguments;
   int device;
   std::string name;
+  const Reference* reference;  // of an op of torch_npu's own, else null
 };
+
+std::string full_name(const c10::FunctionSchema& schema) {
+  return schema.overload_name().empty() ? schema.name() : schema.name() + "." + schema.overload_name();
+}
+
+// What computes an op's values on the host.
+std::function<void(Stack*)> values_of(const Call& call) {
+  if (call.reference == nullptr)
+    return [cpu = call.cpu](Stack* stack) { cpu.callBoxed(stack); };
+  return [op = call.op, kernel = call.reference->values](Stack* stack) { kernel.callBoxed(op, {}, stack); };
+}
+
+// The argument, or the item of the last one, that a result is; nothing for a result of its own.
+std::optional<c10::IValue> given(const Call& call, size_t result) {
+  int same = argument_of(call.schema, call.schema.returns()[result]);
+  if (call.reference != nullptr && call.reference->results_in_list)
+    return c10::IValue(call.arguments.back().toTensorVector().at(result));
+  if (call.reference != nullptr && result < call.reference->results.size())
+    same = call.reference->results[result];
+  return same < 0 ? std::nullopt : std::optional(call.arguments[static_cast<size_t>(same)]);
+}
 
 [[noreturn]] void two_devices(const Call& call, const at::Tensor& tensor) {
   TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two devices, npu:", call.device,
@@ -194,6 +223,8 @@ void bring(Call& call) {
             value.unsafeGetTensorImpl()->set_wrapped_number(tensor.unsafeGetTensorImpl()->is_wrapped_number());
             return value;
           }
+          if (call.name.rfind("atb::", 0) == 0)  // lengths: the host reads them to plan the task
+            return tensor.clone();
           if (!indices)
             two_devices(call, tensor);
           return tensor.to(device);
@@ -212,10 +243,16 @@ std::optional<Stack> shapes(Call& call) {
   Stack stack;
   for (const auto& argument : call.arguments)
     stack.push_back(mapped(argument, as_meta, at::kMeta));
-  Stack given = stack;
+  Stack before = stack;
   try {
     at::AutoDispatchBelowADInplaceOrView below;
-    call.cpu.callBoxed(&stack);
+    if (call.reference == nullptr || !call.reference->shapes.isValid()) {
+      if (call.reference != nullptr && !call.op.hasKernelForDispatchKey(c10::DispatchKey::Meta))
+        return Stack(call.schema.returns().size());  // it only writes into its arguments
+      call.cpu.callBoxed(&stack);
+    } else {
+      call.reference->shapes.callBoxed(call.op, {}, &stack);
+    }
   } catch (const c10::NotImplementedError&) {
     return std::nullopt;
   } catch (const python_error& error) {  // of a meta kernel in Python
@@ -229,25 +266,27 @@ std::optional<Stack> shapes(Call& call) {
   }
   // Out arguments may have grown.
   for (size_t i = 0; i < call.arguments.size(); ++i) {
-    if (!writes(call.schema.arguments()[i]) || !call.arguments[i].isTensor() || !given[i].isTensor())
+    if (!writes(call.schema.arguments()[i]) || !call.arguments[i].isTensor() || !before[i].isTensor())
       continue;
     const at::Tensor& real = call.arguments[i].toTensor();
-    const at::Tensor& meta = given[i].toTensor();
+    const at::Tensor& meta = before[i].toTensor();
     if (on_device(real) && meta.defined() && !real.sizes().equals(meta.sizes()))
       real.resize_(meta.sizes());
   }
   return stack;
 }
 
-at::Tensor allocate(const at::Tensor& like, int device) {
-  return at::empty_strided(
-      like.sizes(), like.strides(),
-      like.options().device(at::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(device))));
+// torch_npu's own ops give their results in plain order, whatever strides the inputs have.
+at::Tensor allocate(const at::Tensor& like, const Call& call) {
+  const auto options =
+      like.options().device(at::Device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(call.device)));
+  return call.reference != nullptr ? at::empty(like.sizes(), options)
+                                   : at::empty_strided(like.sizes(), like.strides(), options);
 }
 
-c10::IValue results_like(const c10::IValue& value, int device) {
+c10::IValue results_like(const c10::IValue& value, const Call& call) {
   return mapped(
-      value, [&](const at::Tensor& t) { return t.defined() ? allocate(t, device) : t; }, c10::DeviceType::PrivateUse1);
+      value, [&](const at::Tensor& t) { return t.defined() ? allocate(t, call) : t; }, c10::DeviceType::PrivateUse1);
 }
 
 Value frozen(const c10::IValue& value, std::vector<Place>& used) {
@@ -287,7 +326,8 @@ c10::IValue thawed(const Value& value) {
   return list;
 }
 
-// What came out goes to where the device's result lies, if it is not there already.
+// What came out goes to where the device's result lies, if it is not there already; in the dtype that the meta kernel
+// said, where the CPU has another (the statistics of a norm in bfloat16).
 void put(const c10::IValue& found, const Value& wanted) {
   if (!wanted.place.empty()) {
     const at::Tensor to = wanted.place[0].on_host(), from = found.toTensor();
@@ -295,8 +335,8 @@ void put(const c10::IValue& found, const Value& wanted) {
       return;
     if (from.numel() == 0 && to.numel() > 0)
       return;  // batch norm saves nothing where nobody trains: not to be read
-    TORCH_CHECK(from.sizes().equals(to.sizes()) && from.scalar_type() == to.scalar_type(), "a CPU kernel gave ",
-                from.toString(), from.sizes(), " where the meta kernel had said ", to.toString(), to.sizes());
+    TORCH_CHECK(from.sizes().equals(to.sizes()), "a CPU kernel gave ", from.toString(), from.sizes(),
+                " where the meta kernel had said ", to.toString(), to.sizes());
     to.copy_(from);
   } else if (wanted.is_list) {
     const auto items = found.toListRef();
@@ -317,12 +357,11 @@ void at_once(Call& call, Stack* stack) {
     host.push_back(thawed(frozen(argument, used)));
   {
     at::AutoDispatchBelowADInplaceOrView below;
-    call.cpu.callBoxed(&host);
+    values_of(call)(&host);
   }
   for (size_t i = 0; i < host.size(); ++i) {
-    const int same = argument_of(call.schema, call.schema.returns()[i]);
-    if (same >= 0) {
-      stack->push_back(call.arguments[static_cast<size_t>(same)]);
+    if (const auto same = given(call, i)) {
+      stack->push_back(*same);
       continue;
     }
     const at::Device device(c10::DeviceType::PrivateUse1, static_cast<c10::DeviceIndex>(call.device));
@@ -376,9 +415,9 @@ bool on_the_device(Call& call, Stack* stack) {
 void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   const auto& schema = op.schema();
   const size_t count = schema.arguments().size();
-  Call call{op, op, schema, torch::jit::last(*stack, count).vec(), -1, schema.name()};
+  Call call{op, op, schema, torch::jit::last(*stack, count).vec(), -1, schema.name(), reference_of(full_name(schema))};
   const std::string short_name = schema.name().substr(schema.name().find("::") + 2);
-  if (on_cpu(short_name) != short_name) {
+  if (call.reference == nullptr && on_cpu(short_name) != short_name) {
     call.cpu = c10::Dispatcher::singleton().findSchemaOrThrow(("aten::" + on_cpu(short_name)).c_str(),
                                                               schema.overload_name().c_str());
   }
@@ -404,24 +443,25 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) 
   for (const auto& argument : call.arguments)
     arguments.push_back(frozen(argument, used));
   for (size_t i = 0; i < meta->size(); ++i) {
-    const int same = argument_of(schema, schema.returns()[i]);
-    if (same >= 0) {
-      stack->push_back(call.arguments[static_cast<size_t>(same)]);
+    if (const auto same = given(call, i)) {
+      stack->push_back(*same);
       results.emplace_back();
     } else {
-      stack->push_back(results_like((*meta)[i], call.device));
+      stack->push_back(results_like((*meta)[i], call));
       results.push_back(frozen(stack->back(), used));
     }
   }
+  if (call.reference != nullptr && !call.reference->values.isValid())
+    return;
   if (draw)
     draw->append_to(used);
-  auto work = [cpu = call.cpu, arguments = std::move(arguments), results = std::move(results), draw] {
+  auto work = [values = values_of(call), arguments = std::move(arguments), results = std::move(results), draw] {
     Stack host;
     for (const Value& argument : arguments)
       host.push_back(thawed(argument));
     if (draw)
       draw->give(host);
-    cpu.callBoxed(&host);
+    values(&host);
     for (size_t i = 0; i < results.size(); ++i)
       put(host[i], results[i]);
   };
@@ -447,29 +487,57 @@ void differentiated(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Sta
   op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
 }
 
+// An op of torch_npu's own that nobody wrote a reference for.
+void refuse(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack*) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, full_name(op.schema()),
+                              " is not emulated: to add it, write what it means as a function on tensors of the host "
+                              "in the file of ascend-sim/src/ascend_sim/kernels/ for its concern, and put it in that "
+                              "file's table");
+}
+
+std::optional<c10::OperatorHandle> find(const std::string& full) {
+  const auto dot = full.find('.');
+  return c10::Dispatcher::singleton().findSchema(
+      {full.substr(0, dot), dot == std::string::npos ? "" : full.substr(dot + 1)});
+}
+
+void implement(const std::string& full, c10::DispatchKey key, torch::CppFunction&& function) {
+  static std::vector<std::unique_ptr<torch::Library>> held;  // one that goes takes its kernels with it
+  const auto colons = full.find("::");
+  held.push_back(
+      std::make_unique<torch::Library>(torch::Library::IMPL, full.substr(0, colons), key, __FILE__, __LINE__));
+  held.back()->impl(full.substr(colons + 2).c_str(), std::move(function));
+}
+
 }  // namespace
 
 // Takes the place of torch_npu's own kernels; called once, after they are registered.
 std::vector<std::string> take_over(const std::vector<std::string>& names) {
-  static std::vector<std::unique_ptr<torch::Library>> held;
-  held.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::PrivateUse1, __FILE__,
-                                                  __LINE__));
   std::vector<std::string> taken;
   for (const auto& full : names) {
-    const auto dot = full.find('.');
-    const std::string name = full.substr(0, dot), overload = dot == std::string::npos ? "" : full.substr(dot + 1);
-    if (stays(name))
-      continue;
-    auto op = c10::Dispatcher::singleton().findSchema({"aten::" + name, overload});
+    const auto op = find(full);
     if (!op)
       continue;  // registered, and never defined
-    bool view = false;
-    for (const auto& argument : op->schema().arguments()) {
-      view = view || (argument.alias_info() != nullptr && !argument.alias_info()->isWrite());
-    }
-    if (view)
+    if (op->schema().name().rfind("aten::", 0) == 0) {
+      bool view = false;
+      for (const auto& argument : op->schema().arguments()) {
+        view = view || (argument.alias_info() != nullptr && !argument.alias_info()->isWrite());
+      }
+      if (view || stays(full.substr(6, full.find('.') - 6)))
+        continue;
+      implement(full, c10::DispatchKey::PrivateUse1, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    } else if (const Reference* reference = reference_of(full)) {
+      for (const auto& type : reference->types) {
+        const auto wrong = c10::findSchemaDifferences(*type, op->schema().cloneWithRealTypes(false));
+        TORCH_CHECK(!wrong, "the reference of ", full, " does not fit its schema ", op->schema(), ": ", *wrong);
+      }
+      implement(full, c10::DispatchKey::PrivateUse1, torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    } else if (!made_of_others(full)) {
+      implement(full, c10::DispatchKey::PrivateUse1, torch::CppFunction::makeFromBoxedFunction<&refuse>());
       continue;
-    held.back()->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&fallback>());
+    } else {
+      continue;
+    }
     taken.push_back(full);
   }
   return taken;
@@ -477,21 +545,17 @@ std::vector<std::string> take_over(const std::vector<std::string>& names) {
 
 // The same for the functions that torch_npu differentiates itself.
 std::vector<std::string> take_over_gradients(const std::vector<std::string>& names) {
-  static std::vector<std::unique_ptr<torch::Library>> held;
-  held.push_back(std::make_unique<torch::Library>(torch::Library::IMPL, "aten", c10::DispatchKey::AutogradPrivateUse1,
-                                                  __FILE__, __LINE__));
   std::vector<std::string> taken;
   for (const auto& full : names) {
-    const auto dot = full.find('.');
-    const std::string name = full.substr(0, dot), overload = dot == std::string::npos ? "" : full.substr(dot + 1);
-    auto op = c10::Dispatcher::singleton().findSchema({"aten::" + name, overload});
-    if (!op || stays(name))
+    const auto op = find(full);
+    if (!op || stays(full.substr(6, full.find('.') - 6)))
       continue;
     if (!op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
         !op->hasKernelForDispatchKey(c10::DispatchKey::Autograd)) {
       continue;
     }
-    held.back()->impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&differentiated>());
+    implement(full, c10::DispatchKey::AutogradPrivateUse1,
+              torch::CppFunction::makeFromBoxedFunction<&differentiated>());
     taken.push_back(full);
   }
   return taken;

@@ -1,0 +1,24 @@
+#include "reference.h"
+
+namespace sim {
+namespace {
+Table made() {
+  Table table;
+  norms(table);
+  rotary(table);
+  activations(table);
+  attention(table);
+  paged_attention(table);
+  cache(table);
+  sampling(table);
+  return table;
+}
+}  // namespace
+
+const Reference* reference_of(const std::string& op) {
+  static const Table table = made();
+  const auto found = table.ops.find(op);
+  return found == table.ops.end() ? nullptr : &found->second;
+}
+
+}  // namespace sim
