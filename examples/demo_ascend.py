@@ -31,7 +31,7 @@ def names(_: click.Context, __: click.Parameter, value: str) -> list[str]:
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """One column a mode."""
-    made = Table(title="vllm-ascend serves SmolLM2-135M, fp16, emulated NPU", title_justify="left", title_style="bold")
+    made = Table(title="vllm-ascend serves SmolLM2-135M, bf16, emulated NPU", title_justify="left", title_style="bold")
     made.add_column("")
     for mode in results:
         made.add_column(mode, justify="right")

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration/vllm"), str(ROOT / "examples")]
 
 LIMITS: dict[str, Any] = {
-    "dtype": "float16",
+    "dtype": "bfloat16",
     "max_model_len": 128,
     "max_num_seqs": 8,
     "max_num_batched_tokens": 128,
@@ -49,7 +49,7 @@ def folder_of(model: str) -> Iterator[tuple[str, dict[str, Any]]]:
     from models import MODELS, register_loader
 
     with tempfile.TemporaryDirectory() as name:
-        MODELS[model].write(Path(name), {"torch_dtype": "float16"})
+        MODELS[model].write(Path(name), {})
         yield name, {"load_format": register_loader()}
 
 

@@ -127,6 +127,7 @@ class Device(abc.ABC):
     name: str
     capabilities: Capabilities
     turn: _C.Turn | None = None  # where graphs share memory: who may use it
+    capturing_thread: int | None = None  # that has a capture of ours open
     unmarked: Any = None  # a stream whose replays took no turn: nothing but them had a graph
     held = 0  # graphs that live, where they are counted
     freed = 0  # graphs that are gone: what was refused for want of room is tried again after one

@@ -194,6 +194,10 @@ class StaticGraphs:
         """A call outside graphs, though vLLM asked for one."""
         return self._runnable(*args, **kwargs)
 
+    def _inside_a_capture(self) -> bool:
+        """Whether this thread's calls are recorded already."""
+        return self._device.is_capturing()
+
     @contextlib.contextmanager
     def _recording(self, key: Hashable) -> Iterator[None]:
         """Around the captured call; raises what it raises."""
@@ -214,7 +218,7 @@ class StaticGraphs:
 
     def run(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call that vLLM wants a graph for."""
-        if self.options.mode == "eager" or self._device.is_capturing():
+        if self.options.mode == "eager" or self._inside_a_capture():
             return self._live(args, kwargs)  # inside another capture the calls are recorded there
         weights = [own.get(name) for own, name in self._weights]
         spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, weights)

@@ -7,6 +7,7 @@ that no update reaches a graph that did not run. The rest is the wrapper of any 
 from __future__ import annotations
 
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, ClassVar
@@ -89,6 +90,9 @@ class NpuGraphs(StaticGraphs):
         if self._whole:  # the model runner updates the graph of a step that has this mode: there is none to update
             get_forward_context().cudagraph_runtime_mode = CUDAGraphMode.NONE
         return super()._live(args, kwargs)
+
+    def _inside_a_capture(self) -> bool:
+        return self._device.capturing_thread == threading.get_ident()  # without asking the runtime at each replay
 
     @contextlib.contextmanager
     def _recording(self, key: Hashable) -> Iterator[None]:
