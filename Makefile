@@ -2,6 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 NPY := .venv-ascend/bin/python
+VPY := .venv-vllm-ascend/bin/python
 STAMP := $(VENV)/.installed
 NATIVE := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h src/graphmode/native/*.py) setup.py
 CPP := $(wildcard src/graphmode/native/*.cpp src/graphmode/native/*.h ascend-sim/src/ascend_sim/*/*.cpp ascend-sim/src/ascend_sim/*/*.h)
@@ -11,7 +12,7 @@ RUN = $(if $(DEVICE),GRAPHMODE_TEST_DEVICE=$(DEVICE) .venv-ascend/bin/ascend-sim
 TESTS := tests/unit tests/contract tests/docs tests/models tests/parity tests/integration
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm test-vllm test-vllm-0.23 demo-vllm bench-vllm vllm-answers vllm-soak vllm-models install-ascend test-ascend native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
+.PHONY: help install install-vllm test-vllm test-vllm-0.23 demo-vllm bench-vllm vllm-answers vllm-soak vllm-models install-ascend test-ascend install-vllm-ascend test-vllm-ascend demo-ascend native demo test lint types contract parity sweep bench docs wheel check-wheel format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9.-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -74,6 +75,23 @@ test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emula
 	.venv-ascend/bin/ascend-sim check
 	cd ascend-sim && ../$(NPY) -m pytest --timeout=120 tests
 	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest --timeout=120 tests/ascend
+
+install-vllm-ascend: install build/.vllm-ascend  ## vllm-ascend over the emulated runtime, in an environment of its own
+
+build/.vllm-ascend: requirements-vllm-ascend.txt requirements-vllm-ascend-alone.txt $(wildcard ascend-sim/src/ascend_sim/*/*.cpp ascend-sim/src/ascend_sim/*/*.h ascend-sim/setup.py ascend-sim/pyproject.toml) pyproject.toml
+	@test -x $(VPY) || $${PYTHON:-python3} -m venv .venv-vllm-ascend
+	$(VPY) -m pip install -q --disable-pip-version-check -r requirements-vllm-ascend.txt
+	COMPILE_CUSTOM_KERNELS=0 SOC_VERSION=ascend910b1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(VPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -r requirements-vllm-ascend-alone.txt
+	$(VPY) -m pip uninstall -q -y triton  # xgrammar brings it; on an NPU it would be triton-ascend
+	MAX_JOBS=$(WORKERS) TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(VPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e ascend-sim
+	GRAPHMODE_PYTHON_ONLY=1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(VPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+test-vllm-ascend: install-vllm-ascend  ## vllm-ascend's engine with graphmode's platform against its own modes
+	.venv-vllm-ascend/bin/ascend-sim run $(VPY) -m pytest --timeout=1800 tests/integration/vllm_ascend
+
+demo-ascend: install-vllm-ascend  ## vllm-ascend in eager, with its own graphs and with graphmode's: answers, calls, memory
+	$(VPY) examples/demo_ascend.py
 
 native: build/.native
 

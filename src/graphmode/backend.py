@@ -80,7 +80,7 @@ def graphmode_backend(
         region.counters.note(f"{rule} not fused: {reason}", count)
     if program.not_lowered is not None:
         region.counters.note(f"captured as Dynamo gave it, without passes: {program.not_lowered}")
-    resolver = resolver_of(program.gm)
+    resolver = resolver_of(program.gm) if device == "cpu" else None  # on other devices those ops stay what they are
     return region.run if resolver is None else Step(region, resolver, region_of)
 
 

@@ -104,7 +104,8 @@ def test_the_table_of_metrics_has_every_series() -> None:
 def messages() -> set[tuple[str, str]]:
     """Pieces of text that the integration puts into the log, into reasons and into errors, with their file."""
     found = set()
-    for path in Path(plugin.__file__).parent.glob("*.py"):
+    integrations = Path(plugin.__file__).parents[1]
+    for path in sorted(p for name in ("vllm", "vllm_ascend") for p in (integrations / name).glob("*.py")):
         if path.stem == "metrics":  # the table of series has its own test
             continue
         tree, file = ast.parse(path.read_text()), path.stem

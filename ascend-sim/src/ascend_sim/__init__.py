@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from ascend_sim.runtime import (
     Usage,
@@ -61,6 +62,10 @@ def activate() -> None:
     from ascend_sim import ops
 
     ops.register()
+    if find_spec("vllm_ascend") is not None:
+        from ascend_sim import vllm
+
+        vllm.install()
 
 
 def autoload() -> None:

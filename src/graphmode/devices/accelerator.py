@@ -73,6 +73,10 @@ class AcceleratorGraph(DeviceGraph):
         self._ready = False
         self._bytes = GraphBytes(0, 0, 0)
         self._before = 0
+        self._overwritten = False
+
+    def overwritten(self) -> None:
+        self._overwritten = True
 
     def capture_begin(
         self,
@@ -82,7 +86,7 @@ class AcceleratorGraph(DeviceGraph):
     ) -> None:
         if self._held is not None:
             raise StateError("this graph was captured already: call reset() first, or use a new Graph")
-        if constants is None:
+        if constants is None and not self._overwritten:
             raise CaptureError(_RAW)
         if self._device.capturing_thread is not None:
             raise StateError("a capture is already open on this device: end it before you begin another")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
 from vllm.platforms import cpu_platform_plugin
 from vllm.utils.import_utils import resolve_obj_by_qualname
 
-from graphmode.errors import OptionError
 from graphmode.integrations.vllm import pages
+from graphmode.integrations.vllm.environment import take_options
 from graphmode.integrations.vllm.metrics import serve
 from graphmode.integrations.vllm.plugin import log
-from graphmode.options import Options, own_options, variable
+from graphmode.integrations.vllm.reports import WORKER_EXTENSION
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-_REPORTS = "graphmode.integrations.vllm.reports.ReportingWorker"
 _WORKERS = {"vllm.v1.worker.cpu_worker.CPUWorker": "graphmode.integrations.vllm.memory.GraphsBesideCache"}
 _Cpu: Any = resolve_obj_by_qualname(cpu_platform_plugin())  # the plain one, or AMD's
 
@@ -44,7 +42,7 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
         if off or not (asked or default):
             log.info("graphmode leaves compiling to vLLM, as configured: mode %s", compilation.mode)
             return
-        _take_options(vllm_config)
+        take_options(vllm_config)
         if compilation.mode is None:
             compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
         compilation.backend = "graphmode"
@@ -65,18 +63,5 @@ class GraphmodeCpuPlatform(_Cpu):  # type: ignore[misc]
             serve()
             pages.request()
             parallel = vllm_config.parallel_config
-            parallel.worker_extension_cls = parallel.worker_extension_cls or _REPORTS
+            parallel.worker_extension_cls = parallel.worker_extension_cls or WORKER_EXTENSION
             parallel.worker_cls = _WORKERS.get(parallel.worker_cls, parallel.worker_cls)
-
-
-def _take_options(vllm_config: VllmConfig) -> None:
-    """`additional_config={"graphmode": {...}}` reaches the workers by environment, which they inherit."""
-    given = vllm_config.additional_config
-    options = own_options(given.get("graphmode", {}) if isinstance(given, dict) else {})
-    options.pop("compiler_config", None)  # in graphmode's words by now
-    if options.get("engine", "native") != "native":
-        raise OptionError(f"engine={options['engine']!r}: graphmode compiles vLLM's models itself; leave engine out")
-    checked = dataclasses.asdict(Options(**options))
-    for name in options:
-        value = checked[name]
-        os.environ[variable(name)] = str(int(value)) if isinstance(value, bool) else str(value)

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 
 TRIED = ("0.32.",)  # versions of vLLM that the tests ran with
 _GROUP = "vllm.platform_plugins"
+_OURS = ("graphmode", "graphmode_ascend")  # the second one acts only where it is named
 _PLATFORM = "graphmode.integrations.vllm.platform.GraphmodeCpuPlatform"
 
 log = logging.getLogger("vllm.graphmode")  # below vLLM's own logger, so that its settings hold
@@ -31,7 +32,8 @@ def why_not() -> tuple[int, str] | None:
     from vllm.platforms import cpu_platform_plugin
     from vllm.version import __version__ as version
 
-    others = [name for name in (e.name for e in entry_points(group=_GROUP)) if name != "graphmode" and _allowed(name)]
+    others = [name for name in (e.name for e in entry_points(group=_GROUP)) if name not in _OURS and _allowed(name)]
+    others += [name for name in _OURS[1:] if name in os.environ.get("VLLM_PLUGINS", "").split(",")]
     if others:
         return logging.INFO, f"graphmode steps aside for the platform plug-in {', '.join(others)}"
     if cpu_platform_plugin() is None:

@@ -15,6 +15,7 @@ from graphmode.inspect.captures import log as core_log
 from graphmode.inspect.report import Report, report
 from graphmode.integrations.vllm.plugin import log
 
+WORKER_EXTENSION = "graphmode.integrations.vllm.reports.ReportingWorker"
 _QUIET = 10.0  # seconds without a capture after which start-up and first requests are taken to be over
 
 

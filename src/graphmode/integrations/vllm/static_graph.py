@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,7 +33,7 @@ from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.errors import CaptureError, FallbackError, MemoryCapError
 from graphmode.inspect.captures import Capture, log
 from graphmode.inspect.counters import Counters, Replays, ledger
-from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, tensors_in, weights_of, where
+from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, spot_of, tensors_in, weights_of, where
 from graphmode.options import resolve
 from graphmode.program.lines import line_running
 from graphmode.runtime.located import uncached_autocast
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 Runnable = Callable[..., Any]
 
 _numbers = itertools.count()
+_held: Counter[str] = Counter()  # graphs of all wrappers, by device
 
 
 class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
@@ -80,8 +82,11 @@ class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
         self.runtime_mode = runtime_mode
         self.cudagraph_options = cudagraph_options
         self.graph_pool: Any = None  # there for callers that set it: graphs of one device share their memory anyway
-        self._graphs = StaticGraphs(runnable, vllm_config, cudagraph_options)
+        self._graphs = self._make_graphs()
         StaticGraphWrapper._all_instances.add(self)
+
+    def _make_graphs(self) -> StaticGraphs:
+        return StaticGraphs(self.runnable, self.vllm_config, self.cudagraph_options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Replays, captures or calls, as the forward context says.
@@ -129,6 +134,7 @@ class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
 class _Entry:
     graph: DeviceGraph
     place: Place
+    spot: Any  # of that place
     outputs: Any
     elsewhere: Place | None = None  # where the last call that it could not serve had its inputs
 
@@ -168,8 +174,8 @@ class StaticGraphs:
         )
         self._executes = self._device.capabilities.capture_executes
         # What a capture only records writes to the addresses of dead tensors too: the device must keep them for it.
-        self._weak = not self._executes and hasattr(torch.ops._C, "weak_ref_tensor")
-        self._drops_outputs = self._weak and (wanted is None or wanted.weak_ref_output)
+        self._weakly = None if self._executes else self._weak_references()
+        self._drops_outputs = self._weakly is not None and (wanted is None or wanted.weak_ref_output)
         self._weights = list(weights_of(runnable))
         self._entries: dict[Hashable, _Entry] = {}
         self._open: set[Hashable] = set()  # captured by some thread now
@@ -178,14 +184,53 @@ class StaticGraphs:
             self.counters.note("not verified: a static graph can be replayed on its own memory only")
         ledger.enter(self)
 
+    # --- what a platform may know better -------------------------------------------------------------------------
+
+    def _weak_references(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What makes a tensor over another one's memory that keeps it not alive; None where nothing does."""
+        return weak_ref_tensor if hasattr(torch.ops._C, "weak_ref_tensor") else None
+
+    def _live(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call outside graphs, though vLLM asked for one."""
+        return self._runnable(*args, **kwargs)
+
+    def _inside_a_capture(self) -> bool:
+        """Whether this thread's calls are recorded already."""
+        return self._device.is_capturing()
+
+    @contextlib.contextmanager
+    def _recording(self, key: Hashable) -> Iterator[None]:
+        """Around the captured call; raises what it raises."""
+        yield
+
+    def _refuse(self, key: Hashable, why: CaptureError) -> None:
+        """A size has no graph, and the call is about to run live."""
+        self.refused[key] = why.reason, why.line
+
+    def _before_replay(self) -> None:
+        """Whatever must have ended by then."""
+        get_offloader().sync_prev_onload()  # weights that were fetched ahead are there
+
+    def _gone(self, key: Hashable) -> None:
+        """The graph of a size was dropped."""
+
     # --- calls --------------------------------------------------------------------------------------------------
 
     def run(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call that vLLM wants a graph for."""
-        if self.options.mode == "eager" or self._device.is_capturing():
-            return self._runnable(*args, **kwargs)  # inside another capture the calls are recorded there
+        if self.options.mode == "eager" or self._inside_a_capture():
+            return self._live(args, kwargs)  # inside another capture the calls are recorded there
+        weights = [own.get(name) for own, name in self._weights]
+        spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, weights)
+        with self._lock:
+            entry = self._entries.get(key)
+            if spot is not None and entry is not None and entry.spot == spot:
+                self._entries[key] = self._entries.pop(key)
+                entry.elsewhere = None
+                self._replay(key, entry)
+                return each_tensor(entry.outputs, _same)
         try:
-            place = self._place(key, args, kwargs)
+            place = self._place(key, args, kwargs, weights)
         except NoPlace as why:
             return self._live_because(str(why), None, args, kwargs)
         with self._lock:
@@ -213,23 +258,28 @@ class StaticGraphs:
         if why_not is not None:
             return self._live_because(why_not, None, args, kwargs)
         try:
-            return self._capture(key, place, args, kwargs)
+            return self._capture(key, place, spot, args, kwargs)
         finally:
             self._open.discard(key)
 
-    def _place(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
+    def _place(
+        self,
+        key: Hashable | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        weights: list[torch.Tensor | None],
+    ) -> Place:
         if key is None:
             raise NoPlace("vLLM asked for a graph and gave no batch descriptor")
         if torch._C._len_torch_dispatch_stack() > 0:
             raise NoPlace("a torch dispatch mode looks at the call, and would not see a replay")
         inputs: dict[int | str, Any] = {i: where(a) for i, a in enumerate(args)}
         inputs.update((name, where(value)) for name, value in kwargs.items())
-        weights = _C.places([own.get(name) for own, name in self._weights])
-        return Place(_C.mode_bits(), weights, inputs)
+        return Place(_C.mode_bits(), _C.places(weights), inputs)
 
     def _live_because(self, reason: str, line: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._fall_back(reason, line)
-        return self._runnable(*args, **kwargs)
+        return self._live(args, kwargs)
 
     def _fall_back(self, reason: str, line: str | None) -> None:
         self.counters.fall_back(reason, None, line)
@@ -239,9 +289,10 @@ class StaticGraphs:
         self.counters.live_calls += 1
 
     def _replay(self, key: Hashable, entry: _Entry) -> None:
-        get_offloader().sync_prev_onload()  # weights that were fetched ahead are there
+        self._before_replay()
         try:
-            entry.graph.replay([])
+            with self._device.alone(_held[self._device.name]):
+                entry.graph.replay([])
         except BaseException:
             with self._lock:
                 if self._entries.get(key) is entry:
@@ -260,17 +311,18 @@ class StaticGraphs:
             return "max_graphs allows no graph"
         return "another thread is capturing this batch" if key in self._open else None
 
-    def _capture(self, key: Hashable, place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _capture(self, key: Hashable, place: Place, spot: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         start = time.perf_counter()
         graph = self._device.graph()
         graph.fuse(self.options.fuel)
+        graph.overwritten()  # vLLM reads a step's results before the next step
         unseen = _NoteUnseen() if self._executes else None  # what only records has no values that Python could read
         outputs, recorded = None, False
         try:
-            with _undisturbed():
+            with _undisturbed(), self._device.in_turn(()):
                 get_offloader().sync_prev_onload()
                 graph.capture_begin([], line_running, None)
-                with unseen or contextlib.nullcontext():
+                with unseen or contextlib.nullcontext(), self._recording(key):
                     outputs = self._record(args, kwargs)
                 recorded = True
                 graph.capture_end(None)
@@ -285,12 +337,14 @@ class StaticGraphs:
             graph.reset()
             if refused is None:
                 raise
-            self.refused[key] = refused.reason, refused.line
-            self._fall_back(*self.refused[key])
-            return outputs if self._executes else self._runnable(*args, **kwargs)
-        entry = _Entry(graph, place, each_tensor(outputs, weak_ref_tensor if self._weak else _same))
+            self._gone(key)
+            self._refuse(key, refused)
+            self._fall_back(refused.reason, refused.line)
+            return outputs if self._executes else self._live(args, kwargs)
+        entry = _Entry(graph, place, spot, each_tensor(outputs, self._weakly or _same))
         with self._lock:
             self._entries[key] = entry
+            _held[self._device.name] += 1
             self._evict(self._room())
         if not self._executes:
             self._replay(key, entry)
@@ -301,14 +355,20 @@ class StaticGraphs:
         outputs = self._runnable(*args, **kwargs)
         get_offloader().join_after_forward()
         # Given back before the capture ends, the memory of the last piece's outputs serves the next capture as well.
-        return each_tensor(outputs, weak_ref_tensor) if self._drops_outputs else outputs
+        return each_tensor(outputs, self._weakly) if self._weakly is not None and self._drops_outputs else outputs
 
     def _refusal(self, graph: DeviceGraph, error: BaseException, recorded: bool) -> CaptureError | None:
         """The error as a refusal; None where it is the callable's own, which is the caller's."""
         if recorded:
             return error if isinstance(error, CaptureError) else None
-        if not self._executes and isinstance(error, Exception) and graph.refusal():
-            return CaptureError(f"{type(error).__name__} while it was captured: {error}")  # and nothing has run
+        if self._executes or not isinstance(error, Exception):
+            return None
+        if isinstance(error, CaptureError):
+            return error
+        if graph.refusal() or isinstance(error, RuntimeError):  # nothing has run: what raises by itself does so live
+            lines = str(error).strip().splitlines() or ["no message"]
+            short_of = isinstance(error, torch.OutOfMemoryError)
+            return CaptureError(f"{type(error).__name__} while it was captured: {lines[0]}", for_want_of_room=short_of)
         return None
 
     def _check_cap(self, graph: DeviceGraph) -> None:
@@ -347,14 +407,19 @@ class StaticGraphs:
     def _drop(self, key: Hashable) -> None:
         gone = self._entries.pop(key, None)
         if gone is not None:
-            gone.graph.reset()
+            self._reset(key, gone)
             self.counters.evictions += 1
+
+    def _reset(self, key: Hashable, entry: _Entry) -> None:
+        entry.graph.reset()
+        _held[self._device.name] -= 1
+        self._gone(key)
 
     def clear(self) -> None:
         """Drops every graph and its memory."""
         with self._lock:
-            for entry in self._entries.values():
-                entry.graph.reset()
+            for key, entry in self._entries.items():
+                self._reset(key, entry)
             self._entries.clear()
             self.refused.clear()
 

@@ -1,0 +1,143 @@
+"""graphmode's static-graph wrapper in the place of vllm-ascend's ACLGraphWrapper.
+
+Owns what only vllm-ascend's graphs need: the flag under which its attention records what a replay must update, and
+that no update reaches a graph that did not run. The rest is the wrapper of any accelerator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch_npu
+from vllm.compilation.cuda_graph import CUDAGraphOptions
+from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm_ascend.ascend_forward_context import _EXTRA_CTX
+from vllm_ascend.compilation import acl_graph
+
+from graphmode.errors import CaptureError
+from graphmode.integrations.vllm.plugin import log
+from graphmode.integrations.vllm.static_graph import Runnable, StaticGraphs, StaticGraphWrapper
+from graphmode.integrations.vllm_ascend.updates import Updates
+
+
+class NpuGraphWrapper(StaticGraphWrapper, acl_graph.ACLGraphWrapper):  # type: ignore[misc]
+    """Also an ACLGraphWrapper, since vllm-ascend asks for that class: to find the model in it, and before it sleeps.
+
+    Args:
+        use_eagle, enable_enpu: as vllm-ascend's wrapper has them; they say when a replay must wait for the last one.
+    """
+
+    def __init__(
+        self,
+        runnable: Runnable,
+        vllm_config: VllmConfig,
+        runtime_mode: CUDAGraphMode,
+        cudagraph_options: CUDAGraphOptions | None = None,
+        *,
+        use_eagle: bool = False,
+        enable_enpu: bool = False,
+    ) -> None:
+        self.use_eagle = use_eagle
+        self.enable_enpu = enable_enpu
+        self.aclgraph_options = cudagraph_options or CUDAGraphOptions()
+        StaticGraphWrapper.__init__(self, runnable, vllm_config, runtime_mode, cudagraph_options)
+        self.concrete_aclgraph_entries = _Entries(self._graphs)
+        acl_graph._acl_graph_wrappers.add(self)
+
+    def _make_graphs(self) -> NpuGraphs:
+        return NpuGraphs(self)
+
+
+class _Entries:
+    """What vllm-ascend clears when it goes to sleep."""
+
+    def __init__(self, graphs: StaticGraphs) -> None:
+        self._graphs = graphs
+
+    def clear(self) -> None:
+        """Drops every graph; what captured them is captured anew on waking up."""
+        self._graphs.clear()
+
+    def __len__(self) -> int:
+        return len(self._graphs.graphs)
+
+
+class NpuGraphs(StaticGraphs):
+    """The graphs of one wrapper."""
+
+    _pieces: ClassVar[weakref.WeakSet[NpuGraphs]] = weakref.WeakSet()
+    _full: ClassVar[tuple[str, str | None] | None] = None  # why no further size is captured in pieces
+
+    def __init__(self, wrapper: NpuGraphWrapper) -> None:
+        super().__init__(wrapper.runnable, wrapper.vllm_config, wrapper.cudagraph_options)
+        self._whole = wrapper.runtime_mode == CUDAGraphMode.FULL
+        self._use_eagle, self._enable_enpu = wrapper.use_eagle, wrapper.enable_enpu
+        self._updates = Updates()
+        if not self._whole:
+            NpuGraphs._pieces.add(self)
+
+    def _weak_references(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        made: Callable[[torch.Tensor], torch.Tensor] = torch_npu._C._weak_ref_tensor
+        return made
+
+    def _live(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._whole:  # the model runner updates the graph of a step that has this mode: there is none to update
+            get_forward_context().cudagraph_runtime_mode = CUDAGraphMode.NONE
+        return super()._live(args, kwargs)
+
+    def _inside_a_capture(self) -> bool:
+        return self._device.capturing_thread == threading.get_ident()  # without asking the runtime at each replay
+
+    @contextlib.contextmanager
+    def _recording(self, key: Hashable) -> Iterator[None]:
+        context = get_forward_context()
+        context.capturing = True  # attention records a group of tasks that its update replaces
+        try:
+            with self._updates.recorded(key):
+                yield
+        finally:
+            context.capturing = False  # so that the update after this call reaches the first replay
+
+    def _gone(self, key: Hashable) -> None:
+        self._updates.forget(key)
+
+    def _before_replay(self) -> None:
+        super()._before_replay()
+        if self._whole and not self._enable_enpu and not (self._use_eagle and _EXTRA_CTX.is_draft_model):
+            # The update of this step's attention must find the last replay over: it changes that graph's tasks.
+            torch_npu.npu.current_stream().synchronize()
+
+    # --- sizes in pieces ----------------------------------------------------------------------------------------
+
+    def _why_not_now(self, key: Hashable) -> str | None:
+        if not self._whole and NpuGraphs._full is not None:
+            return NpuGraphs._full[0]
+        return super()._why_not_now(key)
+
+    def _refuse(self, key: Hashable, why: CaptureError) -> None:
+        super()._refuse(key, why)
+        if self._whole or not why.for_want_of_room:
+            return
+        # A size that has graphs for some of its pieces holds room that whole graphs can use; none of the next fits.
+        NpuGraphs._full = why.reason, why.line
+        log.warning("no graphs in pieces of %s and of the sizes after it: %s", key, why.reason)
+        for pieces in NpuGraphs._pieces:
+            pieces.drop(key)
+            pieces.refused[key] = NpuGraphs._full
+
+    def drop(self, key: Hashable) -> None:
+        """The graph of one size, where there is one."""
+        with self._lock:
+            self._drop(key)
+
+    def clear(self) -> None:
+        """Drops every graph and its memory."""
+        super().clear()
+        if not self._whole:
+            NpuGraphs._full = None

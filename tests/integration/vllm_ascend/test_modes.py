@@ -1,0 +1,73 @@
+"""vllm-ascend's engine: the same tokens in every mode, and graphmode's steps no dearer than vllm-ascend's own."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from vllm_modes import MODES, EngineFailed, found_by
+
+QUICK = {"model": "llama", "batches": [1, 3, 8], "prompts": 8, "tokens": 10}
+SMOLLM2 = {"model": "smollm2", "batches": list(range(1, 9)), "prompts": 50, "tokens": 8}
+
+
+@functools.cache
+def run(mode: str, asked: str) -> dict[str, Any]:
+    """One engine in a process of its own."""
+    return found_by(mode, **json.loads(asked))
+
+
+def asked(mode: str, what: dict[str, Any] = QUICK, **more: Any) -> dict[str, Any]:
+    return run(mode, json.dumps({**what, **more}))
+
+
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
+def test_tokens_are_eager_s(mode: str) -> None:
+    assert asked(mode)["answers"] == asked("eager")["answers"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "eager"])
+def test_tokens_of_smollm2_are_eager_s(mode: str) -> None:
+    assert asked(mode, SMOLLM2)["answers"] == asked("eager", SMOLLM2)["answers"]
+
+
+@pytest.mark.parametrize("kind", ["whole", "pieces"])
+def test_a_step_calls_the_runtime_no_more_often_than_vllm_ascend_s(kind: str) -> None:
+    ours, theirs = asked(f"graphmode, {kind}"), asked(f"ACLGraph, {kind}")
+    for batch, steps in ours["steps"].items():
+        assert steps["calls"] <= theirs["steps"][batch]["calls"], (steps["by_call"], theirs["steps"][batch]["by_call"])
+
+
+def test_every_decode_step_is_one_graph_and_nothing_is_outside() -> None:
+    ours = asked("graphmode, whole")
+    assert ours["mode"] == "FULL_DECODE_ONLY"
+    assert ours["graphmode"]["graphs"] == 8 and ours["graphmode"]["fallbacks"] == {}
+    for steps in ours["steps"].values():
+        assert steps["by_call"]["aclmdlRIExecuteAsync"] == 1
+
+
+def test_whole_graphs_take_a_stream_each() -> None:
+    ours, pieces = asked("graphmode, whole")["usage"], asked("ACLGraph, pieces")["usage"]
+    assert ours["graphs"] == 8 and pieces["graphs"] == 8 * 5  # a small model has four layers
+
+
+def test_graphs_share_one_pool() -> None:
+    few = asked("graphmode, whole", engine={"compilation_config": {"cudagraph_capture_sizes": [8]}}, batches=[8])
+    assert 0 < asked("graphmode, whole")["graphmode"]["pool"] <= 1.1 * few["graphmode"]["pool"]
+
+
+def test_thirty_sizes_fit_into_a_budget_that_pieces_exceed() -> None:
+    limits = {"max_num_seqs": 30, "compilation_config": {"cudagraph_capture_sizes": list(range(1, 31))}}
+    sizes = {**QUICK, "batches": [4], "engine": limits, "environment": {"ASCEND_SIM_STREAMS": "100"}}
+    with pytest.raises(EngineFailed, match=r"207008|stream-resource exhaustion"):
+        found_by("ACLGraph, pieces", **sizes)
+    ours = found_by("graphmode, whole", **sizes)
+    assert ours["graphmode"]["graphs"] == 30 and ours["graphmode"]["fallbacks"] == {}
+    in_pieces = found_by("graphmode, pieces", **sizes)
+    assert in_pieces["answers"] == ours["answers"]
+    (reason,) = in_pieces["graphmode"]["fallbacks"]
+    assert "no stream left for another graph" in reason
+    assert in_pieces["usage"]["graphs"] % 5 == 0  # no size holds a part of its graphs
