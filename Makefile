@@ -73,8 +73,8 @@ build/.ascend: requirements-ascend.txt $(wildcard ascend-sim/src/ascend_sim/*/*.
 
 test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU
 	.venv-ascend/bin/ascend-sim check
-	cd ascend-sim && ../$(NPY) -m pytest --timeout=120 tests
-	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest --timeout=120 tests/ascend
+	cd ascend-sim && ../$(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests
+	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests/ascend
 
 install-vllm-ascend: install build/.vllm-ascend  ## vllm-ascend over the emulated runtime, in an environment of its own
 

@@ -108,7 +108,6 @@ def test_both_ranks_get_eager_s_bits_and_graphs_are_replayed(both: list[dict[str
         assert said["equal"] and said["replays"] >= 6 and said["captures"] == said["graphs"]
 
 
-@pytest.mark.xfail(reason="breaks.py takes _c10d_functional for custom ops, and runs them between graphs", strict=True)
 def test_a_step_is_one_launch_with_its_collectives(both: list[dict[str, Any]]) -> None:
     for said in both:
         assert said["launches"] == 1 and said["collectives_called"] == 0 and said["graphs"] == 1, said

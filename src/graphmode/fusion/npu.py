@@ -15,6 +15,7 @@ import torch.fx as fx
 from graphmode.fusion import aten
 from graphmode.fusion.emit import Emit, Refused
 from graphmode.fusion.pattern import tensor_of
+from graphmode.program.single_cat import is_dense
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_ROTARY = 896  # elements of a head
@@ -71,7 +72,12 @@ def rotary(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
         raise Refused(f"a rotary embedding over {list(x.shape)} by {list(cos.shape)}")
     if any(str(c) not in ("1", str(n)) for c, n in zip(cos.shape, x.shape, strict=True)) or cos.shape[-1] != width:
         raise Refused(f"a rotary embedding over {list(x.shape)} by {list(cos.shape)}")
-    return [emit(_op("npu_rotary_mul"), bound["x"], bound["cos"], bound["sin"])]
+    given = [bound["x"], bound["cos"], bound["sin"]]
+    if is_dense(x) or not is_dense(x.transpose(1, 2)):
+        return [emit(_op("npu_rotary_mul"), *given)]
+    # Heads that were split from tokens: [batch, tokens, heads, width] in memory, and so must the result lie.
+    made = emit(_op("npu_rotary_mul"), *(emit(torch.ops.aten.transpose.int, t, 1, 2) for t in given))
+    return [emit(torch.ops.aten.transpose.int, made, 1, 2)]
 
 
 def swiglu(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:

@@ -61,11 +61,14 @@ def _home(gm: fx.GraphModule, device: str) -> torch.device | None:
     return None
 
 
+_ON_STREAMS = ("_c10d_functional",)  # collectives are tasks of a device's stream, and so is the wait for one
+
+
 def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> str | None:
     """Why a graph that keeps a device's kernels, and nothing that the host does, can't hold a call."""
     target = node.target
     name = op_name(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
-    if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace != device:
+    if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace not in (device, *_ON_STREAMS):
         return f"{name} is a custom op: what it does on the host would be lost in a graph of the {device}"
     for value in [node, *node.all_input_nodes]:
         for tensor in _values(value.meta.get("val", value.meta.get("example_value"))):
