@@ -87,8 +87,8 @@ build/.vllm-ascend: requirements-vllm-ascend.txt requirements-vllm-ascend-alone.
 	GRAPHMODE_PYTHON_ONLY=1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(VPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-test-vllm-ascend: install-vllm-ascend  ## vllm-ascend's engine with graphmode's platform against its own modes
-	.venv-vllm-ascend/bin/ascend-sim run $(VPY) -m pytest --timeout=1800 tests/integration/vllm_ascend
+test-vllm-ascend: install-vllm-ascend  ## vllm-ascend's engine with graphmode's platform against its own modes; SLOW=1: 50 prompts of SmolLM2, too
+	.venv-vllm-ascend/bin/ascend-sim run $(VPY) -m pytest --timeout=1800 $(if $(SLOW),,-m "not slow") tests/integration/vllm_ascend
 
 demo-ascend: install-vllm-ascend  ## vllm-ascend in eager, with its own graphs and with graphmode's: answers, calls, memory
 	$(VPY) examples/demo_ascend.py
