@@ -36,7 +36,7 @@ _NO_OPS = "always so: calls that give back their argument are dropped where alia
 _ONE_POOL = "always so: all graphs of a device share a pool. Results are copied out of it, so no graph can spoil them."
 _COPIED_OUT = "always so: results are yours, and no later call changes them."
 _FROZEN = "always so: weights are read where they lie. One that moved is seen, and captured anew."
-_FUSION = "`False` is `fuel=0`: no calls become one. Fusions onto NPU operators come with `mode=\"max-autotune\"`."
+_FUSION = '`False` is `fuel=0`: no calls become one. Fusions onto NPU operators come with `mode="max-autotune"`.'
 _ADD_A_PASS = (
     "it is written for torch_npu's functional graph, and graphmode's program keeps mutation in place. Add a pass of "
     "graphmode's instead (the page *Add a pass*)."
