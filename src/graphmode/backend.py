@@ -50,8 +50,7 @@ def graphmode_backend(
     """
     errors_reach_the_caller()
     resolved = resolve(options, mode)
-    types = [a.device.type for a in example_inputs if isinstance(a, torch.Tensor)]
-    first = next((t for t in types if t != "cpu"), "cpu")  # a number may come on the host, beside the device's tensors
+    first = _device_of(gm, example_inputs)
     if resolved.engine != "native" and resolved.mode != "eager":
         return compile_by_engine(gm, example_inputs, resolved, first)
     modes = modes_of(gm)
@@ -82,6 +81,16 @@ def graphmode_backend(
         region.counters.note(f"captured as Dynamo gave it, without passes: {program.not_lowered}")
     resolver = resolver_of(program.gm) if device == "cpu" else None  # on other devices those ops stay what they are
     return region.run if resolver is None else Step(region, resolver, region_of)
+
+
+def _device_of(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> str:
+    """The kind of device that a program is of: its inputs', or what it makes its tensors on.
+
+    A number may come on the host, beside the device's tensors.
+    """
+    made = [n.meta.get("example_value") for n in gm.graph.nodes if n.op.startswith("call")]
+    types = (t.device.type for t in (*example_inputs, *made) if isinstance(t, torch.Tensor))
+    return next((t for t in types if t not in ("cpu", "meta")), "cpu")
 
 
 def _owner(gm: fx.GraphModule) -> torch.nn.Module | None:

@@ -287,3 +287,29 @@ def test_a_call_inside_somebody_else_s_capture_is_recorded_there() -> None:
     x.mul_(2)
     outer.replay()
     assert_same(y, model(x))
+
+
+def test_a_program_without_inputs_is_the_device_s() -> None:
+    weight = torch.randn(3, device="npu")
+
+    def f() -> tuple[Tensor, Tensor]:
+        return torch.ones(3, device="npu") * 2, torch.arange(3, device="npu") + weight
+
+    g = compiled(f)
+    with counted() as since:
+        for _ in range(5):
+            assert_same(g(), f())
+    assert since.replays == 3, reasons()
+
+
+def test_a_program_that_begins_on_the_host() -> None:
+    def f(x: Tensor) -> Tensor:
+        return torch.exp(x.npu() * 2) + 1
+
+    g, held, want = compiled(f), [], []
+    for _ in range(5):
+        x = torch.randn(8)
+        held.append(g(x))
+        want.append(f(x))
+    assert_same(held, want)
+    assert any("a tensor on the cpu" in reason for reason in reasons())

@@ -67,31 +67,48 @@ _ON_STREAMS = ("_c10d_functional",)  # collectives are tasks of a device's strea
 def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> str | None:
     """Why a graph that keeps a device's kernels, and nothing that the host does, can't hold a call."""
     target = node.target
-    name = op_name(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
     if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace not in (device, *_ON_STREAMS):
-        return f"{name} is a custom op: what it does on the host would be lost in a graph of the {device}"
-    for value in [node, *node.all_input_nodes]:
-        for tensor in _values(value.meta.get("val", value.meta.get("example_value"))):
-            if isinstance(tensor, torch.Tensor) and tensor.device.type != device:
-                kind = tensor.device.type
-                return f"{name} has a tensor on the {kind}: a graph of the {device} holds the {device}'s work alone"
-            if isinstance(tensor, torch.Tensor) and home is not None and tensor.device.index not in (None, home.index):
-                return (
-                    f"{name} has a tensor on {tensor.device} and the program begins on {home}: a graph is of one device"
-                )
+        return f"{op_name(target)} is a custom op: what it does on the host would be lost in a graph of the {device}"
+    for tensor in _tensors_at(node):
+        if tensor.device.type == device and home is not None and tensor.device.index not in (None, home.index):
+            of_both = f"a tensor on {tensor.device} and the program begins on {home}"
+            return f"{_name(target)} has {of_both}: a graph is of one device"
+    return _elsewhere(node, device, (device,))
+
+
+def _elsewhere(node: fx.Node, device: str, its: tuple[str, ...]) -> str | None:
+    """Why a call is not a device's alone, which holds tensors of `its` kinds."""
+    for tensor in _tensors_at(node):
+        kind = tensor.device.type
+        if kind not in its:
+            name = _name(node.target)
+            return f"{name} has a tensor on the {kind}: a graph of the {device} holds the {device}'s work alone"
     return None
 
 
+def _tensors_at(node: fx.Node) -> list[torch.Tensor]:
+    """What stands for the tensors that a call takes and gives."""
+    values = [v for n in (node, *node.all_input_nodes) for v in _values(n.meta.get("val", n.meta.get("example_value")))]
+    return [v for v in values if isinstance(v, torch.Tensor)]
+
+
+def _name(target: Any) -> str:
+    return op_name(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
 def find_breaks(gm: fx.GraphModule, device: str | None = None) -> dict[fx.Node, str]:
-    """Breaks of a program with their reasons, in order. `device`: whose kernels alone a graph keeps."""
+    """Breaks of a program with their reasons, in order.
+
+    `device`: whose kernels alone a graph keeps; None where it keeps all that happens on the host.
+    """
     found = {}
     home = None if device is None else _home(gm, device)
     for node in gm.graph.nodes:
         if node.op != "call_function":
             continue
         reason = break_reason(node)
-        if reason is None and device is not None:
-            reason = not_the_devices(node, device, home)
+        if reason is None:
+            reason = _elsewhere(node, "cpu", ("cpu", "meta")) if device is None else not_the_devices(node, device, home)
         if reason is not None:
             found[node] = reason
     return found
