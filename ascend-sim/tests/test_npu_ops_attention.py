@@ -368,6 +368,40 @@ class TestFusedInfer:
         assert tasks() == before
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_older_ops(dtype: torch.dtype) -> None:
+    lengths = [9, 3]
+    keys, cache, table = cached(lengths, 4, 2, 8, dtype)
+    q = torch.randn(2, 1, 4 * 8, dtype=dtype)
+    given = {"num_heads": 4, "num_key_value_heads": 2, "scale_value": 0.5}
+    flat = cache.flatten(2).npu()
+    found = npu.npu_incre_flash_attention(
+        q.npu(), flat, flat, actual_seq_lengths=lengths, block_table=table.npu(), block_size=4, **given
+    )
+    wanted = [one(a.view(1, 4, 8), k, k, 0.5)[0].view(1, 32) for a, k in zip(q, keys, strict=True)]
+    same(found, torch.stack(wanted))
+
+    q, k, v = torch.randn(1, 5, 4, 8, dtype=dtype), torch.randn(1, 7, 2, 8, dtype=dtype), torch.randn(1, 7, 2, 8)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, *, sparse_mode: int, **_: object) -> Tensor:
+        return one(q[0], k[0], v[0], 0.5, hidden(5, 7, sparse_mode) if sparse_mode else None)[0].unsqueeze(0)
+
+    for mode in (0, 2, 3):
+        check(
+            npu.npu_prompt_flash_attention,
+            plain,
+            q,
+            k,
+            v.to(dtype),
+            sparse_mode=mode,
+            atten_mask=CAUSAL if mode else None,
+            input_layout="BSND",
+            **given,
+        )
+    with pytest.raises(RuntimeError, match="with quant_scale1 is not emulated"):
+        npu.npu_prompt_flash_attention(q.npu(), k.npu(), k.npu(), quant_scale1=torch.ones(1).npu(), **given)
+
+
 @pytest.mark.parametrize("second", [False, True])
 def test_a_graph_s_attention_is_updated_as_vllm_ascend_does_it(second: bool) -> None:
     heads, shared, width, size = 4, 2, 8, 4

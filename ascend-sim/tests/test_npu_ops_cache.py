@@ -95,3 +95,26 @@ def test_scatter_nd_update(dtype: torch.dtype) -> None:
     )
     with pytest.raises(RuntimeError, match="npu_scatter_nd_update: updates are"):
         npu.npu_scatter_nd_update_(x.npu(), indices.npu(), updates[:1].npu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_scatter_update_writes_where_the_indices_begin(dtype: torch.dtype) -> None:
+    x, updates = torch.randn(3, 2, 6, 4).mul(9).to(dtype), torch.randn(2, 2, 1, 4).mul(9).to(dtype)
+
+    def plain_(x: Tensor, indices: Tensor, updates: Tensor, axis: int) -> Tensor:
+        for i, place in enumerate(indices.tolist()):
+            row, first = place if isinstance(place, list) else (i, place)
+            x[row, :, first : first + 1] = updates[i]
+        return x
+
+    for indices in (torch.tensor([4, 1]), torch.tensor([[2, 5], [0, 0]], dtype=torch.int32)):
+        check(npu.scatter_update_, plain_, x, indices, updates, -2)
+        check(npu.scatter_update, lambda x, i, u, a: plain_(x.clone(), i, u, a), x, indices, updates, 2)
+    with pytest.raises(RuntimeError, match="scatter_update: updates"):
+        npu.scatter_update_(x.npu(), torch.tensor([4, 1]).npu(), updates[:1].npu(), 2)
+
+
+def test_formats_are_labels() -> None:
+    x = torch.randn(32, 32).half().npu()
+    cast = torch_npu.npu_format_cast(x, 29)
+    assert torch.equal(cast.cpu(), x.cpu()) and isinstance(torch_npu.get_npu_format(cast), int)

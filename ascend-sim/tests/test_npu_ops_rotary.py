@@ -108,3 +108,13 @@ def test_rotary_embedding_of_a_strided_query() -> None:
     cos, sin = (torch.cat((c, c), -1)[positions].unsqueeze(1) for c in (cache[:, :4], cache[:, 4:]))
     same(on_npu[:, :40], turn(qkv[:, :40].view(3, 5, 8), cos, sin).view(3, 40).float())
     same(on_npu[:, 40:], qkv[:, 40:])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_interleave_rope_turns_pairs_that_it_takes_apart(dtype: torch.dtype) -> None:
+    x, cos, sin = (torch.rand(2, n, 3, 8, dtype=dtype) for n in (4, 1, 1))
+
+    def plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return turn(torch.cat((x[..., ::2], x[..., 1::2]), -1), cos, sin).to(x.dtype)
+
+    check(npu.npu_interleave_rope, plain, x, cos, sin)

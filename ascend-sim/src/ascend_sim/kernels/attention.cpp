@@ -1,5 +1,6 @@
-// Fused attention for inference, both versions. Arguments and their meanings: op-plugin docs,
-// npu_fused_infer_attention_score.md and npu_fused_infer_attention_score_v2.md; shapes of results:
+// Fused attention for inference: both versions, and the two older ops that became one. Arguments and their meanings:
+// op-plugin docs, npu_fused_infer_attention_score.md, npu_fused_infer_attention_score_v2.md,
+// npu_incre_flash_attention.md and npu_prompt_flash_attention.md; shapes of results:
 // FusedInferAttentionScoreKernelNpuOpApi.cpp.
 #include <ATen/ATen.h>
 
@@ -12,7 +13,7 @@ namespace {
 using at::Tensor;
 using torch::jit::Stack;
 
-// What the versions call differently.
+// What the ops call differently; "" is what one has not.
 struct Names {
   const char *heads, *scale, *lse, *queries, *keys;
   const char *key_scale, *key_offset, *key_mode, *value_scale, *value_offset, *value_mode;
@@ -45,6 +46,31 @@ const Names kSecond = {
     "dequant_offset_value",
     "value_quant_mode",
     {"dequant_scale_query", "dequant_scale_key_rope", "quant_scale_out", "quant_offset_out", "quant_scale_p"}};
+const Names kDecode = {"num_heads",
+                       "scale_value",
+                       "",
+                       "",
+                       "actual_seq_lengths",
+                       "",
+                       "",
+                       "",
+                       "",
+                       "",
+                       "",
+                       {"padding_mask", "antiquant_scale", "antiquant_offset", "dequant_scale1", "quant_scale1",
+                        "dequant_scale2", "quant_scale2", "quant_offset2", "kv_padding_size"}};
+const Names kPrefill = {"num_heads",
+                        "scale_value",
+                        "",
+                        "actual_seq_lengths",
+                        "actual_seq_lengths_kv",
+                        "",
+                        "",
+                        "",
+                        "",
+                        "",
+                        "",
+                        {"padding_mask", "deq_scale1", "quant_scale1", "deq_scale2", "quant_scale2", "quant_offset2"}};
 
 struct Layouts {
   std::string in, out;
@@ -106,18 +132,19 @@ Attention::Attention(const Arguments& call, const Names& names) : op(call.op()),
   key_heads = call["num_key_value_heads"].toInt() == 0 ? heads : call["num_key_value_heads"].toInt();
   TORCH_CHECK(heads > 0 && key_heads > 0 && heads % key_heads == 0, op, ": ", heads, " heads can't share ", key_heads,
               " key heads");
-  mode = call["sparse_mode"].toInt();
+  constexpr int64_t all = 2147483647;
+  mode = call.integer("sparse_mode", 0);
   TORCH_CHECK(mode >= 0 && mode <= 4, op, " with sparse_mode ", mode, " is not emulated: 0 to 4 are");
-  before = call["pre_tokens"].toInt();
-  after = call["next_tokens"].toInt();
+  before = call.integer("pre_tokens", all);
+  after = call.integer("next_tokens", all);
   scale = call[names.scale].toDouble();
-  wants_lse = call[names.lse].toBool();
+  wants_lse = call.has(names.lse) && call[names.lse].toBool();
   queries = call.integers(names.queries);
   keys = call.integers(names.keys);
   table = call.tensor("block_table");
   mask = call.tensor("atten_mask");
   bias = call.tensor("pse_shift");
-  sink = call.has("learnable_sink") ? call.tensor("learnable_sink") : Tensor();
+  sink = call.tensor("learnable_sink");
   key_scale = call.tensor(names.key_scale);
   key_offset = call.tensor(names.key_offset);
   value_scale = call.tensor(names.value_scale);
@@ -352,6 +379,25 @@ void workspace(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack)
       at::empty({attention.results().first.numel() * 4 + 1024}, attention.query.options().dtype(at::kByte)));
 }
 
+// Of the older ops: the result alone.
+template <const Names& names>
+void shape(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  shapes<names>(op, keys, stack);
+  stack->pop_back();
+}
+
+template <const Names& names>
+void value(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
+  values<names>(op, keys, stack);
+  stack->pop_back();
+}
+
+template <const Names& names>
+void older(Table& table, const std::string& op) {
+  table.add_boxed("npu::" + op, c10::KernelFunction::makeFromBoxedFunction<&value<names>>(),
+                  c10::KernelFunction::makeFromBoxedFunction<&shape<names>>());
+}
+
 template <const Names& names>
 void version(Table& table, const std::string& op) {
   using c10::KernelFunction;
@@ -369,6 +415,8 @@ void version(Table& table, const std::string& op) {
 void attention(Table& table) {
   version<kFirst>(table, "npu_fused_infer_attention_score");
   version<kSecond>(table, "npu_fused_infer_attention_score_v2");
+  older<kDecode>(table, "npu_incre_flash_attention");
+  older<kPrefill>(table, "npu_prompt_flash_attention");
 }
 
 }  // namespace sim

@@ -125,6 +125,39 @@ Tensor scatter_nd_update_shape(const Tensor& self, const Tensor& indices, const 
   return check_scatter_nd_update_(made, indices, updates);
 }
 
+// op-plugin docs: scatter_update_.md. Of one dimension, an index is where the updates of its row begin along the axis;
+// of two, [which row, where it begins].
+Tensor& scatter_update_(Tensor& self, const Tensor& indices, const Tensor& updates, int64_t axis) {
+  const Tensor places = indices.to(at::kLong);
+  for (int64_t i = 0; i < places.size(0); ++i) {
+    const int64_t row = places.dim() == 2 ? places[i][0].item<int64_t>() : i;
+    const int64_t first = (places.dim() == 2 ? places[i][1] : places[i]).item<int64_t>();
+    const int64_t along = (axis < 0 ? axis + self.dim() : axis) - 1;
+    self[row].narrow(along, first, updates[i].size(along)).copy_(updates[i]);
+  }
+  return self;
+}
+
+Tensor& check_scatter_update_(Tensor& self, const Tensor& indices, const Tensor& updates, int64_t axis) {
+  TORCH_CHECK(indices.dim() == 1 || (indices.dim() == 2 && indices.size(1) == 2), "scatter_update: indices ",
+              indices.sizes(), " are neither of one dimension nor pairs");
+  TORCH_CHECK(updates.dim() == self.dim() && updates.size(0) == indices.size(0) &&
+                  updates.scalar_type() == self.scalar_type() && axis != 0 && axis + self.dim() != 0,
+              "scatter_update: updates ", updates.toString(), updates.sizes(), " along ", axis, " of ", self.toString(),
+              self.sizes());
+  return self;
+}
+
+Tensor scatter_update(const Tensor& self, const Tensor& indices, const Tensor& updates, int64_t axis) {
+  Tensor made = self.clone(at::MemoryFormat::Contiguous);
+  return scatter_update_(made, indices, updates, axis);
+}
+
+Tensor scatter_update_shape(const Tensor& self, const Tensor& indices, const Tensor& updates, int64_t axis) {
+  Tensor made = self;
+  return check_scatter_update_(made, indices, updates, axis);
+}
+
 }  // namespace
 
 void cache(Table& table) {
@@ -133,6 +166,8 @@ void cache(Table& table) {
   table.add<&scatter_pa_kv_cache, &check_scatter_pa_kv_cache>("npu::npu_scatter_pa_kv_cache");
   table.add<&scatter_nd_update_, &check_scatter_nd_update_>("npu::npu_scatter_nd_update_");
   table.add<&scatter_nd_update, &scatter_nd_update_shape>("npu::npu_scatter_nd_update");
+  table.add<&scatter_update_, &check_scatter_update_>("npu::scatter_update_");
+  table.add<&scatter_update, &scatter_update_shape>("npu::scatter_update");
 }
 
 }  // namespace sim

@@ -10,6 +10,9 @@ Table made() {
   attention(table);
   paged_attention(table);
   cache(table);
+  moe(table);
+  quant(table);
+  products(table);
   sampling(table);
   return table;
 }

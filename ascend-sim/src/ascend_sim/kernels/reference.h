@@ -88,6 +88,9 @@ class Arguments {
   std::optional<std::vector<int64_t>> integers(const std::string& name) const {
     return has(name) ? std::optional((*this)[name].toIntVector()) : std::nullopt;
   }
+  int64_t integer(const std::string& name, int64_t otherwise) const {
+    return has(name) ? (*this)[name].toInt() : otherwise;
+  }
   const std::string& op() const {
     return schema_.name();
   }
@@ -104,6 +107,9 @@ void activations(Table& table);
 void attention(Table& table);
 void paged_attention(Table& table);
 void cache(Table& table);
+void moe(Table& table);
+void quant(Table& table);
+void products(Table& table);
 void sampling(Table& table);
 
 // Null for an op without a reference.

@@ -98,12 +98,19 @@ void check_rotary_embedding(const Tensor& positions, Tensor& query, Tensor& key,
   }
 }
 
+// op-plugin docs: npu_interleave_rope.md: pairs are taken apart into halves, then turned as halves.
+Tensor interleave_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
+  const Tensor halves = x.unflatten(-1, {-1, 2}).transpose(-1, -2).flatten(-2);
+  return turned(halves, cos, sin, false).to(x.scalar_type());
+}
+
 }  // namespace
 
 void rotary(Table& table) {
   table.add<&rotary_mul, &rotary_mul>("npu::npu_rotary_mul");
   table.add<&apply_rotary_pos_emb, &apply_rotary_pos_emb>("npu::npu_apply_rotary_pos_emb").results = {0, 1};
   table.add<&rotary_embedding, &check_rotary_embedding>("atb::_npu_rotary_embedding");
+  table.add<&interleave_rope, &interleave_rope>("npu::npu_interleave_rope");
 }
 
 }  // namespace sim

@@ -1,0 +1,209 @@
+"""Routing to experts and back against loops over tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .plain import check, same
+
+npu = torch.ops.npu
+FLOATS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def best(row: Tensor, k: int) -> list[int]:
+    return sorted(range(len(row)), key=lambda i: (-row[i].item(), i))[:k]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_gating_by_softmax(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 8, dtype=dtype)
+    finished = torch.tensor([False, True, False, False, False])
+
+    def plain(x: Tensor, finished: Tensor | None = None, k: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        p = x.double().softmax(-1)
+        chosen = torch.tensor([best(row, k) for row in p], dtype=torch.int32)
+        weights = p.gather(1, chosen.long()).to(x.dtype)
+        if finished is not None:
+            chosen[finished] = 8
+        return weights, chosen, torch.tensor([[j * 5 + i for j in range(k)] for i in range(5)], dtype=torch.int32)
+
+    check(npu.npu_moe_gating_top_k_softmax, plain, x, None, 3)
+    check(npu.npu_moe_gating_top_k_softmax, plain, x, finished, 2)
+
+    def second(x: Tensor, k: int, renorm: int, output_softmax: bool) -> tuple[Tensor, Tensor, Tensor]:
+        weights, chosen, _ = plain(x, None, k)
+        if renorm:
+            weights = x.double().gather(1, chosen.long()).softmax(-1).to(x.dtype)
+        return weights, chosen, x.double().softmax(-1).float() if output_softmax else torch.empty(0)
+
+    check(npu.npu_moe_gating_top_k_softmax_v2, second, x, k=3, renorm=1, output_softmax=False)
+    check(npu.npu_moe_gating_top_k_softmax_v2, second, x, k=3, renorm=0, output_softmax=True)
+
+
+@pytest.mark.parametrize("norm", [0, 1])
+@pytest.mark.parametrize("select", [0, 1])
+def test_gating_by_groups_with_a_bias(norm: int, select: int) -> None:
+    x, bias = torch.randn(5, 8), torch.randn(8)
+
+    def plain(x: Tensor, k: int, *, bias: Tensor, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        p = x.double().sigmoid() if norm else x.double().softmax(-1)
+        chosen = []
+        for row in p + bias.double():
+            groups = row.view(4, 2)
+            kept = best(groups.sum(-1) if select else groups.amax(-1), 2)
+            masked = torch.tensor([v if i // 2 in kept else -torch.inf for i, v in enumerate(row.tolist())])
+            chosen.append(best(masked, k))
+        weights = p.gather(1, torch.tensor(chosen))
+        if norm:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return (2.5 * weights).float(), torch.tensor(chosen, dtype=torch.int32), p.float()
+
+    given = {"k_group": 2, "group_count": 4, "group_select_mode": select, "norm_type": norm, "out_flag": True}
+    check(npu.npu_moe_gating_top_k, plain, x, 3, bias=bias, routed_scaling_factor=2.5, **given)
+
+
+EXPERTS = torch.tensor([[2, 0], [1, 2], [0, 3]], dtype=torch.int32)
+
+
+def test_routing_there_and_back() -> None:
+    x = torch.randn(3, 4)
+    order = sorted(range(6), key=lambda i: EXPERTS.flatten()[i].item())
+
+    def first(x: Tensor, row_idx: Tensor, experts: Tensor, active: int) -> tuple[Tensor, Tensor, Tensor]:
+        sources = [row_idx.flatten()[i].item() for i in order]
+        where = torch.tensor([sources.index(i) for i in range(6)], dtype=torch.int32)
+        return x[[s % 3 for s in sources]], where, experts.flatten().sort().values
+
+    rows = torch.arange(6, dtype=torch.int32).view(2, 3).t().contiguous()
+    check(npu.npu_moe_init_routing, first, x, rows, EXPERTS, 3)
+
+    def second(x: Tensor, experts: Tensor, **how: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        where = torch.tensor([order.index(i) for i in range(6)], dtype=torch.int32)
+        counts = torch.tensor([2, 1, 2, 1])
+        if how["row_idx_type"]:
+            where = torch.tensor(order, dtype=torch.int32)
+        if how["expert_tokens_num_type"] == 0:
+            counts = counts.cumsum(0)
+        return x[[i // 2 for i in order]], where, counts
+
+    for row_type, number in ((0, 0), (1, 1)):
+        found = npu.npu_moe_init_routing_v2(
+            x.npu(),
+            EXPERTS.npu(),
+            active_num=6,
+            expert_num=4,
+            expert_tokens_num_type=number,
+            expert_tokens_num_flag=True,
+            active_expert_range=[0, 4],
+            row_idx_type=row_type,
+        )
+        same(list(found[:3]), second(x, EXPERTS, row_idx_type=row_type, expert_tokens_num_type=number))
+
+
+def test_rows_of_other_ranks_are_last_and_nowhere() -> None:
+    rows, where, tokens, _ = npu.npu_moe_init_routing_v2(
+        torch.arange(3.0).view(3, 1).npu(),
+        EXPERTS.npu(),
+        active_num=6,
+        expert_num=4,
+        expert_tokens_num_type=1,
+        expert_tokens_num_flag=True,
+        active_expert_range=[2, 4],
+    )
+    assert rows.flatten().tolist()[:3] == [0, 1, 2] and tokens.tolist() == [2, 1]
+    assert where.tolist() == [0, -1, -1, 1, -1, 2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", [0, 2])
+def test_finalize_routing(dtype: torch.dtype, mode: int) -> None:
+    rows, bias, scales = torch.randn(6, 4, dtype=dtype), torch.randn(4, 4, dtype=dtype), torch.rand(3, 2, dtype=dtype)
+    skip, places = torch.randn(3, 4, dtype=dtype), torch.tensor([4, 1, -1, 0, 5, 2], dtype=torch.int32)
+
+    def plain(rows: Tensor, skip1: Tensor, skip2: None, bias: Tensor, scales: Tensor, *_: Any) -> Tensor:
+        out = skip1.double().clone()
+        for i in range(3):
+            for k in range(2):
+                place = places[k * 3 + i if mode == 0 else i * 2 + k].item()
+                row = rows[place].double() if place != -1 else 0
+                out[i] += scales[i, k].double() * (row + bias[EXPERTS[i, k]].double())
+        return out.to(rows.dtype)
+
+    check(npu.npu_moe_finalize_routing, plain, rows, skip, None, bias, scales, places, EXPERTS, mode)
+
+
+def test_the_last_row_of_each_expert() -> None:
+    ordered = torch.tensor([0, 0, 2, 2, 2, 3], dtype=torch.int32)
+    check(
+        npu.npu_moe_compute_expert_tokens,
+        lambda s, n: torch.tensor([(s <= i).sum() for i in range(n)], dtype=torch.int32),
+        ordered,
+        5,
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_permute_and_unpermute(dtype: torch.dtype) -> None:
+    x, probabilities = torch.randn(3, 4, dtype=dtype), torch.rand(3, 2, dtype=dtype)
+    order = sorted(range(6), key=lambda i: EXPERTS.flatten()[i].item())
+    places = torch.tensor([order.index(i) for i in range(6)], dtype=torch.int32)
+    check(npu.npu_moe_token_permute, lambda x, e: (x[[i // 2 for i in order]], places), x, EXPERTS)
+
+    def back(rows: Tensor, places: Tensor, probabilities: Tensor) -> Tensor:
+        copies = rows.double()[places.long()].view(3, 2, 4)
+        return (copies * probabilities.double().unsqueeze(-1)).sum(1).to(rows.dtype)
+
+    check(npu.npu_moe_token_unpermute, back, x[[i // 2 for i in order]], places, probabilities)
+
+
+def test_from_ranks_to_experts() -> None:
+    counts, x = torch.tensor([[1, 2], [0, 1], [2, 0]], dtype=torch.int32), torch.randn(6, 3)
+    order = [0, 4, 5, 1, 2, 3]
+    found = npu.npu_moe_re_routing(x.npu(), counts.npu(), per_token_scales=x[:, 0].contiguous().npu())
+    same(list(found), [x[order], x[order, 0], torch.tensor(order, dtype=torch.int32), counts.sum(0).to(torch.int32)])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("kind", [0, 1])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_grouped_matmul(dtype: torch.dtype, kind: int, stacked: bool) -> None:
+    x, weights = torch.randn(6, 4, dtype=dtype), torch.randn(3, 4, 5, dtype=dtype)
+    counts = torch.tensor([2, 0, 4])
+
+    def plain(x: list[Tensor], weight: list[Tensor], **_: Any) -> list[Tensor]:
+        whole = weight[0] if stacked else torch.stack(weight)
+        return [torch.cat([x[0][:2].double() @ whole[0].double(), x[0][2:].double() @ whole[2].double()]).to(dtype)]
+
+    check(
+        npu.npu_grouped_matmul,
+        plain,
+        [x],
+        [weights] if stacked else list(weights.unbind()),
+        group_list=counts.cumsum(0) if kind == 0 else counts,
+        split_item=3,
+        group_type=0,
+        group_list_type=kind,
+    )
+
+
+def test_grouped_matmul_of_pairs() -> None:
+    xs, weights = [torch.randn(2, 4), torch.randn(3, 4)], [torch.randn(4, 5), torch.randn(4, 6)]
+    check(
+        npu.npu_grouped_matmul,
+        lambda x, weight, **_: [(a.double() @ b.double()).float() for a, b in zip(x, weight, strict=True)],
+        xs,
+        weights,
+        split_item=0,
+        group_type=-1,
+    )
+
+
+def test_what_is_not_emulated_says_so() -> None:
+    x = torch.ones(2, 4, device="npu")
+    with pytest.raises(RuntimeError, match="padded_mode"):
+        npu.npu_moe_token_permute(x, EXPERTS[:2].npu(), padded_mode=True)
+        torch.npu.synchronize()
