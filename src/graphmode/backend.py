@@ -60,7 +60,7 @@ def graphmode_backend(
         program = Program(gm, not_lowered="it enters inference mode")
     else:
         table = adapter.fusions() if resolved.mode == "max-autotune" else {}
-        program = make_program(gm, example_inputs, table, resolved.fuel)
+        program = make_program(gm, example_inputs, table, resolved.fuel, first)
 
     taken = len(gm.graph.find_nodes(op="placeholder"))
 

@@ -43,6 +43,7 @@ def captured_calls() -> list[str]:
     return [line for d in dumps for line in d.splitlines()]
 
 
+@pytest.mark.cpu("it counts the arena's bytes; a device's pool grows in blocks of the allocator")
 @both_ways()
 def test_c2_no_whole_buffer_copy_appears(way: Way) -> None:
     g = way(Cache())

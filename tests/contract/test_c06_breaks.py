@@ -58,6 +58,7 @@ def test_c6_what_lies_around_a_break_is_replayed(way: Way) -> None:
     assert since.breaks >= 7
 
 
+@pytest.mark.cpu("a custom op is a break in a device's graph, and there is no other call")
 @both_ways()
 @pytest.mark.parametrize("between", [False, True])
 def test_c6_an_opaque_op_runs_once_at_each_call(way: Way, between: bool) -> None:

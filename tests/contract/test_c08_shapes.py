@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 
 import pytest
@@ -30,7 +31,8 @@ def test_c8_a_storm_of_two_hundred_sizes_is_always_captured_and_stays_flat(way: 
     assert since.replays >= len(sizes) and since.captures >= len(sizes) and since.live_calls == 0
     assert report.graphs <= 16  # a static and a dynamic program, eight each
     assert since.evictions >= len(sizes) - 16
-    assert report.bytes.total < 64 * 1024
+    on_the_cpu = os.environ.get("GRAPHMODE_TEST_DEVICE", "cpu") == "cpu"
+    assert report.bytes.total < 64 * 1024 if on_the_cpu else report.bytes.total <= 20 << 20  # one block of a pool
 
 
 @both_ways()

@@ -24,6 +24,7 @@ def writes_unseen(x: Tensor, out: Tensor) -> Tensor:
     return y.reshape(-1) * 3
 
 
+@pytest.mark.cpu("the op is written in NumPy, for tensors of the host")
 @both_ways()
 def test_an_op_that_computes_in_a_composite_s_place_runs_at_each_replay(way: Way) -> None:
     with replayed(3):
@@ -48,6 +49,7 @@ def test_inputs_that_only_ops_without_results_take_are_handed_on() -> None:
     assert handed_on(region.gm) == {1, 2}
 
 
+@pytest.mark.cpu("a device's graph copies its inputs: none is handed on")
 def test_what_is_handed_on_may_have_any_size_and_place() -> None:
     region = region_that_puts()
     with counted() as since:
@@ -64,6 +66,7 @@ def test_what_is_handed_on_may_have_any_size_and_place() -> None:
     assert (since.captures, since.replays, since.live_calls) == (1, 4, 0)
 
 
+@pytest.mark.cpu("a device's graph copies its inputs: none is handed on")
 def test_what_is_handed_on_still_selects_a_graph_by_its_dtype() -> None:
     region = region_that_puts()
     with counted() as since:

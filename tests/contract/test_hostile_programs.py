@@ -169,11 +169,16 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Make]] = {
     "half": (lambda x: F.layer_norm(x.half(), (4,)).softmax(-1), rows),
     "complex": (lambda x: torch.fft.ifft(torch.fft.fft(x) * 1j).abs(), rows),
 }
+_CPU_ALONE = {
+    "sparse inside": pytest.mark.cpu("torch_npu has no sparse products"),
+    "mkldnn inside": pytest.mark.cpu("a layout of the CPU's"),
+    "quantised inside": pytest.mark.cpu("PyTorch's quantised tensors are the CPU's"),
+}
 
 
 @both_ways()
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=_CPU_ALONE.get(n, ())) for n in PROGRAMS])
 def test_a_hostile_program_equals_eager(way: Way, name: str) -> None:
     f, make = PROGRAMS[name]
     with torch.no_grad():
@@ -219,6 +224,7 @@ def test_a_call_that_diverges_goes_on_with_views_numbers_and_constants(way: Way)
             Switches.columns_first = False
 
 
+@pytest.mark.cpu("a device's graph has no custom op that could diverge")
 @both_ways()
 def test_a_call_that_diverges_is_counted_once_and_is_a_break_from_then_on(way: Way) -> None:
     g, x = way(lambda x: ops.other_strides(x.exp()) * 2), torch.randn(3, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -233,6 +234,7 @@ def test_first_calls_on_many_threads_at_once_are_all_learned() -> None:
         g, start = graphmode.compile(net), threading.Barrier(3)
 
         def calls(g: Any = g, start: threading.Barrier = start) -> None:
+            torch.set_default_device(os.environ.get("GRAPHMODE_TEST_DEVICE"))  # each thread has its own
             start.wait()
             with torch.no_grad():
                 for _ in range(6):

@@ -371,3 +371,79 @@ def test_a_module_s_training_is_not_touched() -> None:
             layer.zero_grad()
             g(x).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x, w: w * torch.ops.aten._to_copy(norm_of(x), dtype=torch.int8).to(x.dtype),  # truncated
+        lambda x, w: w * norm_of(x.to(torch.int8).float()),
+        lambda x, w: w * norm_of(x).to(torch.float8_e4m3fn).to(x.dtype),
+    ],
+)
+def test_what_loses_more_than_a_rounding_is_left(f: Callable[..., Tensor]) -> None:
+    g = torch.compile(f, backend="graphmode", options={"device": "fusing", "mode": "max-autotune"})
+    weight = torch.randn(16)
+    for _ in range(4):
+        x = torch.randn(3, 16) * 3
+        torch.testing.assert_close(g(x, weight), f(x, weight))
+
+
+def norm_of(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def test_a_gate_that_is_truncated_is_left() -> None:
+    def f(x: Tensor) -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).to(torch.int8).to(x.dtype) * up
+
+    check(f, torch.randn(3, 16) * 3, fused={})
+
+
+def test_autocast_inside_is_left() -> None:
+    def f(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ w + b
+
+    check(f, torch.randn(4, 8), torch.randn(8, 6), torch.randn(6), fused={})
+
+
+def test_a_region_of_autocast_elsewhere_is_no_hindrance() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = torch.sin(x)
+        return llama_norm(x, w)
+
+    check(f, torch.randn(4, 16), torch.randn(16), fused={"rms_norm": 1})
+
+
+def test_a_bias_of_another_dtype_is_left() -> None:
+    f = lambda x, w, b: x @ w + b  # noqa: E731
+    check(f, torch.randn(4, 8), torch.randn(8, 6), torch.arange(6), fused={})
+
+
+def test_a_mask_that_makes_scores_larger_is_left() -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-2, -1) * 0.5 + mask, -1) @ v
+
+    q, k, v = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    check(f, q, k, v, torch.randn(3, 1, 4, 4), fused={})
+
+
+def test_scores_divided_by_zero_are_left() -> None:
+    def f(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.softmax(q @ k.transpose(-2, -1) / 0.0, -1).nan_to_num() @ v
+
+    check(f, *(torch.randn(1, 2, 4, 8) for _ in range(3)), fused={})
+
+
+def test_a_tensor_whose_size_changes_keeps_its_views() -> None:
+    def f(x: Tensor) -> Tensor:
+        x = x + 0
+        view = x.detach()
+        same = x.to(torch.float32)
+        same.unsqueeze_(0)
+        return view * 1
+
+    check(f, torch.randn(3), fused={}, mode="reduce-overhead")

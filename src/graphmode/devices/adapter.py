@@ -128,8 +128,6 @@ class Device(abc.ABC):
     capabilities: Capabilities
     turn: _C.Turn | None = None  # where graphs share memory: who may use it
     capturing_thread: int | None = None  # that has a capture of ours open
-    unmarked: Any = None  # a stream whose replays took no turn: nothing but them had a graph
-    held = 0  # graphs that live, where they are counted
     freed = 0  # graphs that are gone: what was refused for want of room is tried again after one
 
     @abc.abstractmethod
@@ -153,28 +151,9 @@ class Device(abc.ABC):
         index = next((a.device.index for a in args if isinstance(a, torch.Tensor) and a.device.type == self.name), -1)
         self.turn.take(index)
         try:
-            if self.unmarked is not None:
-                torch.accelerator.current_stream(None if index < 0 else index).wait_stream(self.unmarked)
-                self.unmarked = None
             yield
         finally:
             self.turn.leave()
-
-    @contextlib.contextmanager
-    def alone(self, graphs: int) -> Iterator[None]:
-        """Around a replay whose caller has so many graphs: where no others are there, streams alone order them.
-
-        A turn marks the end of each replay for those on other streams; here that is left to whoever comes.
-        """
-        stream = None if self.turn is None or self.held != graphs else torch.accelerator.current_stream()
-        if stream is None or self.unmarked not in (None, stream):
-            with self.in_turn(()):
-                yield
-            return
-        if self.unmarked is None:
-            with self.in_turn(()):  # after those that were marked
-                self.unmarked = stream
-        yield
 
     @abc.abstractmethod
     def is_capturing(self) -> bool:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from graphmode.fusion.emit import Emit, Refused, same_for_the_program
 from graphmode.fusion.pattern import Found, arguments_of, value_of
 from graphmode.fusion.patterns import RULES, Rule
-from graphmode.program.effects import PURE_PYTHON, has_effect, is_opaque, is_random, written_arguments
+from graphmode.program.effects import PURE_PYTHON, has_effect, is_opaque, is_random, switches_mode, written_arguments
 
 # Makes the calls for a match and returns what stands for the last one, then for each of `also`; raises Refused where
 # the device's op can't do it.
@@ -35,9 +35,13 @@ class Fusions:
     left: Counter[tuple[str, str]] = field(default_factory=Counter)  # rule and reason
 
 
-def fuse(gm: fx.GraphModule, table: Table, fuel: int) -> Fusions:
-    """Replaces what the table has a call for, in place; at most `fuel` matches."""
+def fuse(gm: fx.GraphModule, table: Table, fuel: int, device: str) -> Fusions:
+    """Replaces what the table has a call for, in place; at most `fuel` matches, of tensors of this kind of device."""
     found = Fusions()
+    if torch.is_autocast_enabled(device):
+        found.left["a group of calls", "autocast is on, and would change what the device's calls give"] += 1
+        return found
+    switched = _under_a_mode(gm)
     erased: set[fx.Node] = set()
     for rule in RULES:
         provider = table.get(rule.name)
@@ -46,17 +50,42 @@ def fuse(gm: fx.GraphModule, table: Table, fuel: int) -> Fusions:
         for root in list(gm.graph.nodes):
             if found.done.total() >= fuel:
                 return found
-            if root not in erased:
-                _try(gm, rule, root, provider, found, erased)
+            if root not in erased and root not in switched and _is_on(device, root):
+                _try(gm, rule, root, provider, found, erased, switched)
     return found
 
 
+def _under_a_mode(gm: fx.GraphModule) -> set[fx.Node]:
+    """Calls inside a region of autocast: the device's would give other dtypes there than outside."""
+    inside: set[fx.Node] = set()
+    depth = 0
+    for node in gm.graph.nodes:
+        if switches_mode(node) and node.target is not torch._C._set_grad_enabled:
+            depth += -1 if node.all_input_nodes else 1  # the exit takes what entered
+        if depth > 0:
+            inside.add(node)
+    return inside
+
+
+def _is_on(device: str, root: fx.Node) -> bool:
+    tensors = [t for n in (root, *root.all_input_nodes) for t in pytree.tree_leaves(value_of(n))]
+    return all(t.device.type == device for t in tensors if isinstance(t, torch.Tensor))
+
+
 def _try(
-    gm: fx.GraphModule, rule: Rule, root: fx.Node, provider: Provider, found: Fusions, erased: set[fx.Node]
+    gm: fx.GraphModule,
+    rule: Rule,
+    root: fx.Node,
+    provider: Provider,
+    found: Fusions,
+    erased: set[fx.Node],
+    switched: set[fx.Node],
 ) -> None:
     why: Refused | None = None
     for match in rule.pattern.match(root, Found()):
         try:
+            if not switched.isdisjoint(match.nodes):
+                raise Refused("part of it is inside a region of autocast")
             erased |= _Match(gm, rule, root, match).replace(provider)
         except Refused as reason:
             why = reason
@@ -104,7 +133,7 @@ class _Match:
         try:
             made = list(provider(emit, self._bound))
             self._same(made)
-        except Refused:
+        except BaseException:
             emit.undo()
             raise
         for node in emit.made:
@@ -149,7 +178,7 @@ class _Match:
         mine = frozenset[Any]().union(*(memory[n] for n in (*self._inputs, *self._nodes)))
         span = range(self._order[self._nodes[0]] + 1, self._order[self._nodes[-1]])
         for node, i in self._order.items():
-            if i not in span or node.op != "call_function" or node.meta.get(_MADE) or not has_effect(node):
+            if i not in span or not node.op.startswith("call") or node.meta.get(_MADE) or not has_effect(node):
                 continue
             if not isinstance(node.target, torch._ops.OpOverload) or is_opaque(node):
                 raise Refused(f"{node.target} runs between its calls, and what it writes is not known")

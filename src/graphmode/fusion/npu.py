@@ -18,6 +18,7 @@ from graphmode.fusion.pattern import tensor_of
 from graphmode.program.single_cat import is_dense
 
 _HALF = (torch.float16, torch.bfloat16)
+_FLOATS = (*_HALF, torch.float32)
 _WIDEST_ROTARY = 896  # elements of a head
 
 
@@ -38,10 +39,15 @@ def _same_size(a: torch.Tensor, b: torch.Tensor) -> bool:
     return str(a.shape) == str(b.shape) and a.dtype == b.dtype
 
 
+def _check_float(x: torch.Tensor) -> None:
+    if x.dtype not in _FLOATS:
+        raise Refused(f"the operator takes no {x.dtype}")
+
+
 def _check_norm(x: torch.Tensor, weight: torch.Tensor) -> None:
     if weight.dim() != 1 or str(weight.shape[0]) != str(x.shape[-1]):
         raise Refused(f"a norm over {list(x.shape)} with a weight of {list(weight.shape)}")
-    if weight.dtype not in (x.dtype, torch.float32):
+    if x.dtype not in _FLOATS or weight.dtype not in (x.dtype, torch.float32):
         raise Refused(f"a norm over {x.dtype} with a weight of {weight.dtype}")
 
 
@@ -66,6 +72,7 @@ def rotary(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
     """x cos + rotate(x) sin, halves of the last dimension rotated. x: [batch, heads, tokens, width]."""
     x, cos, sin = (_tensor(bound, name) for name in ("x", "cos", "sin"))
     width = x.shape[-1]
+    _check_float(x)
     if {t.dim() for t in (x, cos, sin)} != {4} or len({t.dtype for t in (x, cos, sin)}) != 1:
         raise Refused("a rotary embedding of other than four dimensions, or of several dtypes")
     if not isinstance(width, int) or width % 2 or width > _WIDEST_ROTARY or not _same_size(cos, sin):
@@ -82,10 +89,12 @@ def rotary(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
 
 def swiglu(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
     """silu(first half) * second half of the last dimension."""
+    _check_float(_tensor(bound, "x"))
     return [emit(_op("npu_swiglu"), bound["x"], -1)]
 
 
 def _geglu(emit: Emit, bound: Mapping[str, Any], left: bool) -> Sequence[fx.Node]:
+    _check_float(_tensor(bound, "x"))
     gelu = bound["gelu"]
     approximate = gelu.args[1] if len(gelu.args) > 1 else gelu.kwargs.get("approximate", "none")
     made = emit(_op("npu_geglu"), bound["x"], -1, 1 if approximate == "tanh" else 0, left)
@@ -104,20 +113,20 @@ def geglu_right(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
 
 def attention(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
     """Without a mask by npu_fused_infer_attention_score, which reads a cache once; with one as ATen has it."""
-    q, k = _tensor(bound, "query"), _tensor(bound, "key")
-    fits = q.dim() == k.dim() == 4 and q.dtype in _HALF and isinstance(q.shape[1], int) and isinstance(k.shape[1], int)
-    if "mask" in bound or not fits or str(q.shape[0]) != str(k.shape[0]):
+    q, k, v = (_tensor(bound, name) for name in ("query", "key", "value"))
+    fits = q.dim() == k.dim() == v.dim() == 4 and q.dtype in _HALF and isinstance(q.shape[1], int)
+    same = q.dtype == k.dtype == v.dtype and str(k.shape) == str(v.shape) and str(q.shape[:2]) == str(k.shape[:2])
+    if "mask" in bound or not fits or not same:
         return aten.attention(emit, bound)
-    scale = float(bound["scale"]) if "scale" in bound else 1 / float(bound["divisor"])
     made = emit(
         _op("npu_fused_infer_attention_score"),
         bound["query"],
         bound["key"],
         bound["value"],
         num_heads=q.shape[1],
-        scale=scale,
+        scale=aten.scale_of(bound),
         input_layout="BNSD",
-        num_key_value_heads=k.shape[1],
+        num_key_value_heads=q.shape[1],
     )
     return [emit.item(made, 0)]
 
@@ -125,6 +134,7 @@ def attention(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
 def moe_routing(emit: Emit, bound: Mapping[str, Any]) -> Sequence[fx.Node]:
     """The k largest of softmax(logits), and whose they are. logits: [tokens, experts]."""
     logits = _tensor(bound, "logits")
+    _check_float(logits)
     if logits.dim() != 2:
         raise Refused(f"routing over {list(logits.shape)}, where [tokens, experts] is known")
     made = emit(_op("npu_moe_gating_top_k_softmax"), bound["logits"], None, int(bound["k"]))

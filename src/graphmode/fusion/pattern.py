@@ -191,8 +191,11 @@ def _rest_is_default(node: fx.Node, taken: int) -> bool:
 _CASTS = (aten.to.dtype, aten._to_copy.default, aten.type_as.default, aten.to.dtype_layout)
 
 
+_ROUNDING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
 def is_cast(node: Any) -> bool:
-    """Whether a call changes the dtype and nothing else that shows."""
+    """Whether a call changes the dtype, by a rounding at most, and nothing else that shows."""
     if not isinstance(node, fx.Node) or node.target not in _CASTS or not isinstance(node.args[0], fx.Node):
         return False
     given, made = tensor_of(node.args[0]), tensor_of(node)
@@ -200,6 +203,7 @@ def is_cast(node: Any) -> bool:
         given is not None
         and made is not None
         and made.device == given.device
+        and {made.dtype, given.dtype} <= _ROUNDING
         and str(made.shape) == str(given.shape)
         and str(made.stride()) == str(given.stride())
     )
@@ -242,7 +246,7 @@ class Half:
         found = found.taking(value)
         if value.target is operator.getitem and value.args[1] == self.which and isinstance(value.args[0], fx.Node):
             parts = value.args[0]
-            if parts.target in _SPLITS and self._is_half(value, parts.args[0], parts):
+            if parts.target in _SPLITS and len(value_of(parts)) == 2 and self._is_half(value, parts.args[0], parts):
                 yield from self.pattern.match(parts.args[0], found.taking(parts))
         elif value.target is aten.slice.Tensor:
             whole, dim, start, end, step = (arguments_of(value) or [])[:5]

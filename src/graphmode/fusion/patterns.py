@@ -104,7 +104,11 @@ def _geglu(gated: int) -> Pattern:
 
 # --- attention: softmax(q k^T scale + mask) v
 
-_K_T = _call((aten.transpose.int,), Tensor("key"), Exactly((-2, -1, 2, 3)), Exactly((-1, -2, 3, 2)))
+_KEY = Tensor("key")  # of four dimensions: the providers look
+_K_T = _either(
+    _call(aten.transpose.int, _KEY, Exactly((-2, 2)), Exactly((-1, 3))),
+    _call(aten.transpose.int, _KEY, Exactly((-1, 3)), Exactly((-2, 2))),
+)
 _SCORES = _call(aten.matmul.default, Tensor("query"), _K_T)
 _SCALED = _either(
     _call(_MUL, _SCORES, Number("scale"), commutes=True), _call((aten.div.Tensor,), _SCORES, Number("divisor"))
@@ -125,11 +129,11 @@ class _Dtype:
 
 
 def _softmax(scores: Pattern) -> Pattern:
-    return _call((aten.softmax.int, aten._softmax.default), Cast(scores), Exactly((-1, 3)), _Dtype())
+    return _call(aten.softmax.int, Cast(scores), Exactly((-1, 3)), _Dtype())
 
 
 def _no_dropout(x: Pattern) -> Pattern:
-    return _call(aten.dropout.default, x, _either(Number("p")), Exactly((False,)))
+    return _call(aten.dropout.default, x, Number("p"), Exactly((False,)))
 
 
 _WEIGHTS = Optional(_no_dropout, Cast(_softmax(Optional(_masked, _SCALED))))
@@ -137,26 +141,25 @@ _ATTENTION = _call(aten.matmul.default, _WEIGHTS, Tensor("value"))
 
 # --- mixture of experts
 
-_ROUTING = _call(aten.topk.default, _either(_softmax(Tensor("logits"))), Number("k"))
+_ROUTING = _call(aten.topk.default, _softmax(Tensor("logits")), Number("k"))
 
 # --- quantisation of each row: int8 by its largest value
 
 _ROW_MAX = _call(aten.amax.default, _call(aten.abs.default, _X), _LAST, _TRUE)
 _ROW_SCALE = As("scale", _call((aten.div.Tensor,), _ROW_MAX, Exactly((127, 127.0))))
-_QUANTISED = As(
-    "quantised",
+_QUANTISED = _call(
+    (aten.to.dtype, aten._to_copy.default),
     _call(
-        (aten.to.dtype, aten._to_copy.default),
-        _call(
-            (aten.clamp.default,),
-            _call(aten.round.default, _call((aten.div.Tensor,), _X, _ROW_SCALE)),
-            Exactly((-128, -127)),
-            Exactly((127,)),
-        ),
-        Exactly((torch.int8,)),
+        (aten.clamp.default,),
+        _call(aten.round.default, _call((aten.div.Tensor,), _X, _ROW_SCALE)),
+        Exactly((-128, -127)),
+        Exactly((127,)),
     ),
+    Exactly((torch.int8,)),
 )
-_INT_PRODUCT = Cast(_call(aten._int_mm.default, Tensor("x"), Tensor("weight")))
+_INT_PRODUCT = _call(
+    (aten.to.dtype, aten._to_copy.default), _call(aten._int_mm.default, Tensor("x"), Tensor("weight")), _Dtype()
+)
 _QUANT_MATMUL = As(
     "product",
     Cast(

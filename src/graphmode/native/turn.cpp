@@ -20,33 +20,49 @@ void Turn::take(c10::DeviceIndex index) {
     const auto stream = device.getStream(index < 0 ? device.getDevice() : c10::Device(type_, index));
     auto& last = last_.try_emplace(stream.device_index(), Last{stream}).first->second;
     if (last.stream != stream) {
-      if (!last.done) {
-        last.done.emplace(type_);
-        last.done->record(last.stream);
-      }
-      last.done->block(stream);
-      last = {stream, true, std::nullopt};
+      wait(stream, last);
+      last.stream = stream;
+      last.marks = kMarks;
     }
-    taken_.push_back(stream.device_index());
+    last.done.reset();
+    taken_.push_back(stream);
   } catch (...) {
     mutex_.unlock();
     throw;
   }
 }
 
+// Has a stream wait for the end of the last turn; where that left no mark, for all that its stream was given.
+void Turn::wait(const c10::Stream& stream, Last& last) {
+  if (!last.done) {
+    c10::Event done(type_);
+    done.record(last.stream);
+    last.done.emplace(std::move(done));
+  }
+  last.done->block(stream);
+}
+
 void Turn::leave() {
-  const auto index = taken_.back();
+  const auto mine = taken_.back();
   taken_.pop_back();
-  auto& last = last_.at(index);
-  if (last.others && std::find(taken_.begin(), taken_.end(), index) == taken_.end()) {
-    try {
-      if (!last.done) {
-        last.done.emplace(type_);
+  auto& last = last_.at(mine.device_index());
+  const auto same_device = [&](const c10::Stream& s) { return s.device_index() == mine.device_index(); };
+  const auto outer = std::find_if(taken_.rbegin(), taken_.rend(), same_device);
+  try {
+    if (outer != taken_.rend()) {  // goes on with its turn, after this one
+      if (*outer != last.stream) {
+        wait(*outer, last);
+        last.stream = *outer;
+        last.done.reset();
       }
-      last.done->record(last.stream);
-    } catch (...) {  // the next turn on another stream records it, and waits for more than it must
-      last.done.reset();
+    } else if (last.marks > 0) {
+      --last.marks;
+      c10::Event done(type_);
+      done.record(last.stream);
+      last.done.emplace(std::move(done));
     }
+  } catch (...) {  // the next turn on another stream waits for more than it must
+    last.done.reset();
   }
   mutex_.unlock();
 }

@@ -26,16 +26,19 @@ class Turn {
   }
 
  private:
+  // Turns that leave a mark after one that another stream had: while one stream has them all, none is needed.
+  static constexpr int kMarks = 64;
   struct Last {
-    c10::Stream stream;   // that had the last turn
-    bool others = false;  // there was another before: then each turn records its end, which one stream alone need not
-    std::optional<c10::Event> done;  // all that the turn gave the stream
+    c10::Stream stream;              // that had the last turn
+    int marks = 0;                   // how many turns yet leave one
+    std::optional<c10::Event> done;  // the mark: all that the turn gave its stream
   };
+  void wait(const c10::Stream& stream, Last& last);
 
   c10::DeviceType type_;
   std::recursive_mutex mutex_;
   std::unordered_map<c10::DeviceIndex, Last> last_;
-  std::vector<c10::DeviceIndex> taken_;  // the turns of the thread that has the mutex
+  std::vector<c10::Stream> taken_;  // the turns of the thread that has the mutex
 };
 
 class InTurn {

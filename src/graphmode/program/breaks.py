@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -69,11 +70,26 @@ def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> st
     target = node.target
     if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace not in (device, *_ON_STREAMS):
         return f"{op_name(target)} is a custom op: what it does on the host would be lost in a graph of the {device}"
+    if isinstance(target, torch._ops.OpOverload) and target.namespace in _ON_STREAMS and not _begins_and_ends(node):
+        return f"{op_name(target)}: a collective is begun here and waited for elsewhere, or the other way round"
     for tensor in _tensors_at(node):
         if tensor.device.type == device and home is not None and tensor.device.index not in (None, home.index):
             of_both = f"a tensor on {tensor.device} and the program begins on {home}"
             return f"{_name(target)} has {of_both}: a graph is of one device"
     return _elsewhere(node, device, (device,))
+
+
+def _begins_and_ends(node: fx.Node) -> bool:
+    """Whether a collective and the wait for it are both in this program."""
+    if node.target is torch.ops._c10d_functional.wait_tensor.default:
+        source: Any = node.args[0]
+        while isinstance(source, fx.Node) and source.target is operator.getitem:
+            source = source.args[0]
+        begun = getattr(source, "target", None)
+        return isinstance(begun, torch._ops.OpOverload) and begun.namespace in _ON_STREAMS
+    results = [u for u in node.users if u.target is operator.getitem] or [node]
+    wait = torch.ops._c10d_functional.wait_tensor.default
+    return all(any(u.target is wait for u in result.users) for result in results)
 
 
 def _elsewhere(node: fx.Node, device: str, its: tuple[str, ...]) -> str | None:

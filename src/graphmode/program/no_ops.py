@@ -49,11 +49,12 @@ def _copies(node: fx.Node) -> bool:
     return bool(given.get("copy")) or given.get("memory_format") not in (None, torch.preserve_format)
 
 
-def _changes_size(node: fx.Node) -> bool:
-    """Whether a call changes a tensor's own sizes: a view of the whole is none afterwards."""
-    return any(
-        isinstance(u.target, torch._ops.OpOverload) and torch.Tag.inplace_view in u.target.tags for u in node.users
-    )
+def _changes_size(target: Any) -> bool:
+    """Whether a call may change a tensor's own sizes: under any of its names it is another view afterwards."""
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.inplace_view in target.tags and target not in _KEEPS
+
+
+_KEEPS = {aten.detach_.default}  # tagged, and no size changes
 
 
 def remove_no_ops(gm: fx.GraphModule) -> int:
@@ -61,6 +62,8 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
 
     A view that is a result of the graph stays a tensor object of its own.
     """
+    if any(_changes_size(n.target) for n in gm.graph.nodes):
+        return 0
     removed = 0
     (output,) = gm.graph.find_nodes(op="output")
     for node in list(gm.graph.nodes):
@@ -71,8 +74,6 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
             continue
         source = node.args[0]
         if not isinstance(source, fx.Node) or not _same_tensor(node.meta.get("val"), source.meta.get("val")):
-            continue
-        if _changes_size(source) or _changes_size(node):
             continue
         node.replace_all_uses_with(source)
         gm.graph.erase_node(node)

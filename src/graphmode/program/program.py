@@ -55,7 +55,7 @@ class Program:
         return "\n".join(lines) if lines else code
 
 
-def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any], table: Table, fuel: int) -> Program:
+def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any], table: Table, fuel: int, device: str) -> Program:
     """Lowers Dynamo's graph and runs the passes, in order.
 
     Args:
@@ -63,6 +63,7 @@ def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any], table: Table
         example_inputs: what Dynamo gave with it.
         table: the device's fused calls; empty where eager's kernels are asked for.
         fuel: the most groups of calls that may become one.
+        device: the kind of device that the table is of.
     """
     start = time.perf_counter()
     try:
@@ -72,7 +73,7 @@ def make_program(gm: fx.GraphModule, example_inputs: Sequence[Any], table: Table
     program = Program(lowered)
 
     def fuse_calls(gm: fx.GraphModule) -> int:
-        program.fusions = fuse(gm, table, fuel)
+        program.fusions = fuse(gm, table, fuel, device)
         return program.fusions.done.total()
 
     for run in (*_TIDYING, *([fuse_calls] if table else []), *_LAST):

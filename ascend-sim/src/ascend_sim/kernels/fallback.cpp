@@ -276,6 +276,10 @@ std::optional<Stack> shapes(Call& call) {
     }
   } catch (const c10::NotImplementedError&) {
     return std::nullopt;
+  } catch (const c10::Error&) {
+    if (!call.op.hasTag(at::Tag::dynamic_output_shape))
+      throw;
+    return std::nullopt;
   } catch (const python_error& error) {  // of a meta kernel in Python
     if (!not_implemented(error.type))
       throw;

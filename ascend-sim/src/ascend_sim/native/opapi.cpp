@@ -130,6 +130,43 @@ EXPORT aclError aclnnConstantPadNd(void*, uint64_t, aclOpExecutor* executor, acl
   return run(executor, stream);
 }
 
+namespace {
+// As many dimensions as another tensor has; those of size 1 are read again and again.
+aclTensor stretched(aclTensor t, const aclTensor& to) {
+  while (t.sizes.size() < to.sizes.size()) {
+    t.sizes.insert(t.sizes.begin(), 1);
+    t.strides.insert(t.strides.begin(), 0);
+  }
+  for (size_t d = 0; d < t.sizes.size(); ++d) {
+    if (t.sizes[d] == 1 && to.sizes[d] != 1) {
+      t.sizes[d] = to.sizes[d];
+      t.strides[d] = 0;
+    }
+  }
+  return t;
+}
+}  // namespace
+
+// Lazily conjugated tensors are copied by way of it.
+EXPORT aclError aclnnComplexGetWorkspaceSize(const aclTensor* real, const aclTensor* imaginary, aclTensor* to,
+                                             uint64_t* workspace, aclOpExecutor** executor) {
+  aclTensor part = *to;  // the real parts; the imaginary ones lie behind them
+  part.dtype = real->dtype;
+  part.offset *= 2;
+  for (auto& stride : part.strides)
+    stride *= 2;
+  return plan(workspace, executor,
+              [part, r = stretched(*real, part), i = stretched(*imaginary, part)](aclrtStream stream) {
+                const aclError refused = copy(part, r, stream);
+                aclTensor behind = part;
+                ++behind.offset;
+                return refused != 0 ? refused : copy(behind, i, stream);
+              });
+}
+EXPORT aclError aclnnComplex(void*, uint64_t, aclOpExecutor* executor, aclrtStream stream) {
+  return run(executor, stream);
+}
+
 EXPORT aclError aclDestroyAclOpExecutor(aclOpExecutor* executor) {
   delete executor;
   return 0;

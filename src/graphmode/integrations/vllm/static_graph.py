@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
 Runnable = Callable[..., Any]
 
 _numbers = itertools.count()
-_held: Counter[str] = Counter()  # graphs of all wrappers, by device
 
 
 class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
@@ -291,7 +289,7 @@ class StaticGraphs:
     def _replay(self, key: Hashable, entry: _Entry) -> None:
         self._before_replay()
         try:
-            with self._device.alone(_held[self._device.name]):
+            with self._device.in_turn(()):
                 entry.graph.replay([])
         except BaseException:
             with self._lock:
@@ -344,7 +342,6 @@ class StaticGraphs:
         entry = _Entry(graph, place, spot, each_tensor(outputs, self._weakly or _same))
         with self._lock:
             self._entries[key] = entry
-            _held[self._device.name] += 1
             self._evict(self._room())
         if not self._executes:
             self._replay(key, entry)
@@ -412,7 +409,6 @@ class StaticGraphs:
 
     def _reset(self, key: Hashable, entry: _Entry) -> None:
         entry.graph.reset()
-        _held[self._device.name] -= 1
         self._gone(key)
 
     def clear(self) -> None:
