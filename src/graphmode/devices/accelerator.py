@@ -59,7 +59,7 @@ class _Held:
 
     def __del__(self) -> None:
         self.graph = None
-        if self._device is not None:
+        if self._device is not None and getattr(torch, "accelerator", None) is not None:  # at exit modules go first
             self._device.dropped()
 
 

@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks/ascend"))  # vllm_modes starts the engines
 _there = all(importlib.util.find_spec(name) for name in ("ascend_sim", "vllm_ascend"))
 collect_ignore_glob = [] if _there else ["test_*.py"]
-os.environ.setdefault("VLLM_PLUGINS", "graphmode_ascend")  # of this process; each engine has its own
+if _there:
+    sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks/ascend"))  # vllm_modes starts the engines
+    os.environ.setdefault("VLLM_PLUGINS", "graphmode_ascend")  # of this process; each engine has its own
