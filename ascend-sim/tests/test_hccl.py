@@ -524,7 +524,7 @@ def test_calls_that_torch_npu_makes_on_other_chips_only(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("what", ["ranks", "device", "twice"])
 def test_ranks_that_do_not_fit_together_make_no_communicator(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "1")
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "10")
     hccl, acl = libraries()
     root = create_string_buffer(ROOT_INFO_BYTES)
     assert hccl.HcclGetRootInfo(byref(root)) == 0
