@@ -23,7 +23,11 @@ HEADERS = [TORCH_NPU / "include", TORCH_NPU / "include/third_party/acl/inc", TOR
 
 RUNTIME = "ascendcl"
 # Libraries with functions of their own.
-OWN = {"opapi": ["opapi.cpp"], "hccl": ["hccl.cpp", "hccl_links.cpp", "hccl_reduce.cpp"], "atb": ["atb.cpp"]}
+OWN = {
+    "opapi": ["opapi.cpp"],
+    "hccl": ["hccl.cpp", "hccl_communicators.cpp", "hccl_links.cpp", "hccl_reduce.cpp"],
+    "atb": ["atb.cpp"],
+}
 # Opened by name; what torch_npu looks for in them is in another one.
 EMPTY = {name: RUNTIME for name in ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "runtime")}
 EMPTY["hcomm"] = "hccl"

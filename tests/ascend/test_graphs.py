@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphmode
+from graphmode import _C
 from tests.contract.ways import assert_same, counted, reasons
 
 Function = Callable[..., Any]
@@ -313,3 +314,30 @@ def test_a_program_that_begins_on_the_host() -> None:
         want.append(f(x))
     assert_same(held, want)
     assert any("a tensor on the cpu" in reason for reason in reasons())
+
+
+def test_turns_one_in_another_follow_one_another() -> None:
+    """Each on a stream of its own: the inner one after what the outer one was given, the outer one after the inner."""
+    turn, outer, inner = _C.Turn("npu"), torch.npu.Stream(), torch.npu.Stream()
+    x = torch.ones(8, device="npu")
+    torch.npu.synchronize()
+    for _ in range(3):  # with and without marks of turns before
+        done = [torch.npu.Event(enable_timing=True) for _ in range(3)]
+        with torch.npu.stream(outer):
+            turn.take()
+            for _ in range(20):
+                x.exp()
+            done[0].record()
+            with torch.npu.stream(inner):
+                turn.take()
+                x.exp()
+                done[1].record()
+                for _ in range(20):
+                    x.exp()
+                turn.leave()
+            x.exp()
+            done[2].record()
+            turn.leave()
+        torch.npu.synchronize()
+        assert 0 < done[0].elapsed_time(done[1]) < done[0].elapsed_time(done[2])
+        assert done[1].elapsed_time(done[2]) > done[0].elapsed_time(done[1])  # after all of the inner one's

@@ -147,11 +147,14 @@ def gemma_norm(x: Tensor, weight: Tensor) -> Tensor:
     return ((wide / torch.sqrt(1e-6 + (wide * wide).mean(dim=-1, keepdim=True))) * weight.float()).type_as(x)
 
 
-@pytest.mark.parametrize("norm", [llama_norm, t5_norm, gemma_norm])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [
+        *((norm, torch.float32) for norm in (llama_norm, t5_norm, gemma_norm)),
+        *((norm, torch.bfloat16) for norm in (llama_norm, gemma_norm)),
+    ],
+)
 def test_root_mean_square_norms(norm: Callable[..., Tensor], dtype: torch.dtype) -> None:
-    if norm is t5_norm and dtype != torch.float32:
-        pytest.skip("it multiplies by what is still float32")
     check(norm, torch.randn(2, 3, 16, dtype=dtype), torch.randn(16, dtype=dtype), fused={"rms_norm": 1})
 
 
@@ -447,3 +450,15 @@ def test_a_tensor_whose_size_changes_keeps_its_views() -> None:
         return view * 1
 
     check(f, torch.randn(3), fused={}, mode="reduce-overhead")
+
+
+def test_a_residual_that_is_used_under_autocast_is_left() -> None:
+    """The fused call would have to stand there, and would give another dtype."""
+
+    def f(a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        x = a + b
+        with torch.autocast("cpu", torch.bfloat16):
+            y = x @ x.mT
+        return y, llama_norm(x, w)
+
+    check(f, torch.randn(4, 16), torch.randn(4, 16), torch.randn(16), fused={"rms_norm": 1})

@@ -92,3 +92,35 @@ def test_indexing_by_numbers_is_no_break_and_by_a_mask_is_one() -> None:
     graph = torch.fx.Graph()
     node = graph.call_function(aten.index.Tensor, (graph.placeholder("x"), [graph.placeholder("mask")]))
     assert break_reason(node) is not None
+
+
+def collective(waits: bool, begins: bool = True) -> torch.fx.GraphModule:
+    """A program that begins a collective, waits for one, or both."""
+    graph, value = torch.fx.Graph(), {"val": X}
+    node = graph.placeholder("x")
+    node.meta.update(value)
+    group = torch.ops._c10d_functional
+    if begins:
+        node = graph.call_function(group.all_reduce.default, (node, "sum", "0"))
+        node.meta.update(value)
+    if waits:
+        node = graph.call_function(group.wait_tensor.default, (node,))
+        node.meta.update(value)
+    graph.output((node,))
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
+
+
+def test_a_device_s_graph_holds_a_collective_with_the_wait_for_it_or_neither() -> None:
+    assert not find_breaks(collective(waits=True), "cpu")
+    for part in (collective(waits=False), collective(waits=True, begins=False)):
+        (reason,) = find_breaks(part, "cpu").values()
+        assert "waited for elsewhere" in reason
+
+
+def test_a_graph_of_the_host_holds_no_other_device_s_work() -> None:
+    gm = traced(lambda x: x * 2, X)
+    (node,) = gm.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+    assert not find_breaks(gm)
+    with torch._subclasses.FakeTensorMode():
+        node.meta["val"] = torch.empty(3, device="cuda")
+    assert "a tensor on the cuda" in find_breaks(gm)[node]

@@ -84,9 +84,7 @@ def _try(
     why: Refused | None = None
     for match in rule.pattern.match(root, Found()):
         try:
-            if not switched.isdisjoint(match.nodes):
-                raise Refused("part of it is inside a region of autocast")
-            erased |= _Match(gm, rule, root, match).replace(provider)
+            erased |= _Match(gm, rule, root, match, switched).replace(provider)
         except Refused as reason:
             why = reason
         else:
@@ -102,8 +100,9 @@ _MADE = "graphmode_made"  # a call that took a match's place: it writes nothing
 class _Match:
     """One match in a program."""
 
-    def __init__(self, gm: fx.GraphModule, rule: Rule, root: fx.Node, found: Found) -> None:
+    def __init__(self, gm: fx.GraphModule, rule: Rule, root: fx.Node, found: Found, switched: set[fx.Node]) -> None:
         self._gm = gm
+        self._switched = switched
         self._root = root
         self._bound = found.bound
         self._order: dict[fx.Node, int] = {node: i for i, node in enumerate(gm.graph.nodes)}
@@ -128,7 +127,9 @@ class _Match:
         """
         self._used_inside_only()
         before = self._place()
-        self._nothing_written(before)
+        if not self._switched.isdisjoint([*self._nodes, before]):
+            raise Refused("part of it is inside a region of autocast")
+        self._nothing_written()
         emit = Emit(self._gm, before, self._root)
         try:
             made = list(provider(emit, self._bound))
@@ -170,7 +171,7 @@ class _Match:
         (before,) = [n for n, i in order.items() if i == at]
         return before
 
-    def _nothing_written(self, before: fx.Node) -> None:
+    def _nothing_written(self) -> None:
         """From the first call that reads memory to the last nothing may write it: the fused call reads it at once."""
         memory: dict[fx.Node, frozenset[Any]] = {}
         for node in self._order:

@@ -265,6 +265,7 @@ std::optional<Stack> shapes(Call& call) {
   for (const auto& argument : call.arguments)
     stack.push_back(mapped(argument, as_meta, at::kMeta));
   Stack before = stack;
+  const bool by_values = call.op.hasTag(at::Tag::dynamic_output_shape);
   try {
     at::AutoDispatchBelowADInplaceOrView below;
     if (call.reference == nullptr || !call.reference->shapes.isValid()) {
@@ -277,15 +278,15 @@ std::optional<Stack> shapes(Call& call) {
   } catch (const c10::NotImplementedError&) {
     return std::nullopt;
   } catch (const c10::Error&) {
-    if (!call.op.hasTag(at::Tag::dynamic_output_shape))
+    if (!by_values)
       throw;
     return std::nullopt;
   } catch (const python_error& error) {  // of a meta kernel in Python
-    if (!not_implemented(error.type))
+    if (!by_values && !not_implemented(error.type))
       throw;
     return std::nullopt;
   } catch (const py::error_already_set& error) {
-    if (!not_implemented(error.type().ptr()))
+    if (!by_values && !not_implemented(error.type().ptr()))
       throw;
     return std::nullopt;
   }
@@ -460,7 +461,16 @@ void fallback(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) 
   if (on_the_device(call, stack))
     return;
   const auto draw = generator_of(schema, call.arguments, call.device);
-  auto meta = shapes(call);
+  std::optional<Stack> meta;
+  try {
+    meta = shapes(call);
+  } catch (...) {  // one of the ops that it is made of may have a size that depends on values
+    if (!op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd))
+      throw;
+    stack->insert(stack->end(), call.arguments.begin(), call.arguments.end());
+    op.callBoxedForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd, *stack);
+    return;
+  }
   if (!meta) {
     TORCH_CHECK(!draw, call.name, " draws numbers and its size depends on values: not emulated");
     at_once(call, stack);

@@ -81,4 +81,28 @@ class Links {
 void reduce(HcclDataType dtype, HcclReduceOp op, void* out, const std::vector<const void*>& inputs, uint64_t count);
 bool can_reduce(HcclDataType dtype);
 
+// One rank's end of a group.
+struct Communicator {
+  Communicator(std::string at, const std::string& group, uint32_t rank, uint32_t ranks, int on)
+      : meeting(std::move(at)), device(on), links(meeting, group, rank, ranks, on) {}
+
+  const std::string meeting;
+  const int device;
+  Links links;
+  std::mutex running;  // one call at a time: its bytes go through the same sockets
+  std::atomic<bool> suspended{false}, broken{false}, told{false};
+  Failure why = {};  // it is broken: set before, and once
+};
+using Held = std::shared_ptr<Communicator>;
+
+struct Communicators {
+  std::mutex m;
+  std::unordered_map<void*, Held> live;
+};
+Communicators& communicators();
+// The communicator of a handle; null, with the reason said, where there is none.
+Held held_by(HcclComm handle, const char* function);
+// Says why a call is refused, and gives the code back.
+HcclResult refuse(HcclResult result, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
 }  // namespace sim::hccl
