@@ -71,10 +71,11 @@ build/.ascend: requirements-ascend.txt $(wildcard ascend-sim/src/ascend_sim/*/*.
 	GRAPHMODE_PYTHON_ONLY=1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(NPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU
+test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU, contracts included
 	.venv-ascend/bin/ascend-sim check
 	cd ascend-sim && ../$(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests
 	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests/ascend
+	GRAPHMODE_TEST_DEVICE=npu .venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) tests/contract
 
 install-vllm-ascend: install build/.vllm-ascend  ## vllm-ascend over the emulated runtime, in an environment of its own
 

@@ -27,7 +27,7 @@ class Turn {
 
  private:
   // Turns that leave a mark after one that another stream had: while one stream has them all, none is needed.
-  static constexpr int kMarks = 64;
+  static constexpr int kMarks = 8;
   struct Last {
     c10::Stream stream;              // that had the last turn
     int marks = 0;                   // how many turns yet leave one
