@@ -196,7 +196,7 @@ Links::Links(const std::string& meeting, const std::string& group_name, uint32_t
   socklen_t length = 0;
   sockaddr_un address = address_of(meeting, rank, &length);
   while (bind(listener.socket, reinterpret_cast<sockaddr*>(&address), length) != 0) {
-    if (errno != EADDRINUSE || left() <= 0) {
+    if (errno != EADDRINUSE || left() <= limit / 2) {  // sooner than the one that is there gives up
       throw Failure{ACL_ERROR_RT_INTERNAL_ERROR, HCCL_E_PARA,
                     "rank " + std::to_string(rank) + " of group " + group + " is there already: " + strerror(errno)};
     }
