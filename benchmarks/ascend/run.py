@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from behaviour import ROWS, SETTINGS
-from nets import CASES
 from rich.console import Console
 from rich.table import Table
+
+_AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+os.environ[_AUTOLOAD] = "0"  # this process has no NPU: only its rows run over the emulation
+from behaviour import ROWS, SETTINGS  # noqa: E402
+from nets import CASES  # noqa: E402
 
 HERE = Path(__file__).parent
 BACKENDS = ("graphmode", "npugraph_ex", "npugraphs")
@@ -30,7 +33,7 @@ def row(script: str, name: str, backend: str) -> dict[str, Any]:
     """What a script printed last, or how its process ended."""
     command = [sys.executable, "-W", "ignore", str(HERE / script), name, backend]
     simulated = [str(Path(sys.executable).with_name("ascend-sim")), "run", *command]
-    settings = {**os.environ, **SETTINGS.get(name, {})}
+    settings = {**os.environ, _AUTOLOAD: "1", **SETTINGS.get(name, {})}
     try:
         done = subprocess.run(simulated, capture_output=True, text=True, env=settings, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:

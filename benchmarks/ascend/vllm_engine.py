@@ -1,6 +1,7 @@
-"""One offline engine of vllm-ascend over the emulated NPU, in this process: `python engine.py JSON`.
+"""One offline engine of vllm-ascend over the emulated NPU, in this process: `python vllm_engine.py JSON`.
 
-Prints answers, what a decode step took, and what the device holds, as JSON. `vllm_modes.py` starts it.
+Each line of its input asks for a block of requests; it prints their answers and what a decode step took, and at the
+end what the device holds, as JSON. `vllm_modes.py` starts it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ LIMITS: dict[str, Any] = {
     "async_scheduling": False,
     "skip_tokenizer_init": True,
 }
-PROMPTS = 50
 
 
 @contextmanager
@@ -105,32 +105,38 @@ class Steps:
         }
 
 
-def main(asked: dict[str, Any]) -> dict[str, Any]:
-    """Asks one engine.
+def main(model: str, engine: dict[str, Any]) -> None:
+    """Serves blocks until the input ends: lines of `batch`, `prompts` and `tokens`, numbers all.
 
-    `asked` has the model's name, arguments of vLLM's engine, the sizes of batches, and how many prompts and tokens.
+    Args:
+        model: a name that `folder_of` knows
+        engine: further arguments of vLLM's engine
     """
     import ascend_sim
     from vllm import LLM
 
-    found: dict[str, Any] = {"steps": {}, "answers": {}}
-    found["captured"] = _watch_captures()
-    with folder_of(asked["model"]) as (folder, loading):
+    captured = _watch_captures()
+    with folder_of(model) as (folder, loading):
         began = time.perf_counter()
-        llm = LLM(model=folder, disable_log_stats=True, **{**LIMITS, **loading, **asked["engine"]})
-        found["start_s"] = time.perf_counter() - began
-    config = llm.llm_engine.vllm_config
-    found["mode"] = str(config.compilation_config.cudagraph_mode)
-    for batch in asked["batches"]:
-        steps, all_prompts, answers = Steps(), prompts(asked.get("prompts", PROMPTS)), []
-        for i in range(0, len(all_prompts), batch):
-            answers += steps.generate(llm.llm_engine, all_prompts[i : i + batch], asked["tokens"])
-        found["answers"][batch] = answers
-        found["steps"][batch] = steps.summary()
-    found["usage"] = vars(ascend_sim.usage())
+        llm = LLM(model=folder, disable_log_stats=True, **{**LIMITS, **loading, **engine})
+        start_s = time.perf_counter() - began
+    mode = str(llm.llm_engine.vllm_config.compilation_config.cudagraph_mode)
+    tell({"start_s": start_s, "captured": captured, "mode": mode})
+    for line in sys.stdin:
+        asked: dict[str, int] = json.loads(line)
+        steps, all_prompts, answers = Steps(), prompts(asked["prompts"]), []
+        for i in range(0, len(all_prompts), asked["batch"]):
+            some = all_prompts[i : i + asked["batch"]]
+            answers += steps.generate(llm.llm_engine, some, asked["tokens"])
+        tell({"answers": answers, "steps": steps.summary()})
+    end: dict[str, Any] = {"usage": vars(ascend_sim.usage())}
     if "graphmode.integrations.vllm_ascend.platform" in sys.modules:
-        found["graphmode"] = _what_graph_mode_did()
-    return found
+        end["graphmode"] = _what_graph_mode_did()
+    tell(end)
+
+
+def tell(found: dict[str, Any]) -> None:
+    print("FOUND " + json.dumps(found), flush=True)
 
 
 def _watch_captures() -> dict[str, float]:
@@ -171,4 +177,4 @@ def _what_graph_mode_did() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print("FOUND " + json.dumps(main(json.loads(sys.argv[1]))))
+    main(**json.loads(sys.argv[1]))

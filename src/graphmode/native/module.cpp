@@ -18,6 +18,7 @@
 #include "mode.h"
 #include "other_threads.h"
 #include "pinned.h"
+#include "places.h"
 #include "prove.h"
 #include "recorder.h"
 #include "runner.h"
@@ -307,24 +308,6 @@ std::vector<at::Tensor> run_checked(Executable& graph, const std::vector<at::Ten
   return graph.run_until(pointers, first.data(), until);
 }
 
-// Address, dtype, sizes and strides of each tensor: equal bytes, equal places.
-py::bytes places(const std::vector<std::optional<at::Tensor>>& tensors) {
-  std::string found;
-  const auto put = [&](int64_t n) { found.append(reinterpret_cast<const char*>(&n), sizeof(n)); };
-  for (const auto& t : tensors) {
-    put(t.has_value() ? t->dim() : -1);
-    if (t.has_value()) {
-      put(t->has_storage() && t->layout() == at::kStrided ? reinterpret_cast<int64_t>(t->const_data_ptr()) : 0);
-      put(static_cast<int64_t>(t->scalar_type()));
-      std::for_each(t->sizes().begin(), t->sizes().end(), put);
-      if (t->layout() == at::kStrided) {
-        std::for_each(t->strides().begin(), t->strides().end(), put);
-      }
-    }
-  }
-  return found;
-}
-
 void give_back_free_memory() {
 #ifdef __GLIBC__
   malloc_trim(0);
@@ -337,7 +320,6 @@ PYBIND11_MODULE(_C, m) {
   register_held();
   register_extra_held();
   m.attr("torch_version") = TORCH_VERSION;
-  m.def("places", &places);
   m.def("give_back_free_memory", &give_back_free_memory, py::call_guard<py::gil_scoped_release>());
 
   static py::exception<Diverged> diverged(m, "Diverged");
@@ -425,6 +407,7 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("lifetimes"), "(bytes, first, last) per buffer -> (offsets, total).");
   bind_pinned(m);
+  bind_places(m);
   bind_runner(m);
   bind_script(m);
   bind_mode(m);

@@ -15,6 +15,8 @@ from vllm.sequence import IntermediateTensors
 
 from graphmode import _C
 
+Weights = list[tuple[dict[str, Any], str]]  # what holds each, and under which name
+
 _PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -27,7 +29,7 @@ class Place:
     """What has to be as it was at the capture. Tensors: address, sizes, strides, dtype; anything else: the value."""
 
     modes: tuple[int, ...]
-    weights: bytes  # of `_C.places`
+    weights: bytes  # of `_C.held_places`
     inputs: dict[int | str, Any]
 
     def difference(self, now: Place) -> str:
@@ -43,8 +45,8 @@ class Place:
         return "the call has other inputs than the one that was captured"
 
 
-def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sequence[torch.Tensor | None]) -> Any:
-    """What a place tells, in one call of native code: equal spots are equal places. None for what has no spot."""
+def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: Weights) -> Any:
+    """What a place tells, mostly in native code: equal spots are equal places. None for what has no spot."""
     if torch.is_grad_enabled():
         return None
     tensors: list[torch.Tensor | None] = []
@@ -57,7 +59,7 @@ def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sequence[to
             others.append((len(tensors), kind, value))
         else:
             return None
-    return _C.mode_bits(), _C.places([*tensors, *weights]), others, tuple(kwargs)
+    return _C.mode_bits(), _C.places(tensors), _C.held_places(weights), others, tuple(kwargs)
 
 
 def where(value: Any) -> Any:
@@ -105,7 +107,7 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return found
 
 
-def weights_of(runnable: Any) -> Iterator[tuple[Mapping[str, torch.Tensor | None], str]]:
+def weights_of(runnable: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Where a module holds its parameters and buffers; nothing for another callable, whose weights are its inputs."""
     inner = runnable.unwrap() if hasattr(runnable, "unwrap") else runnable
     for module in inner.modules() if isinstance(inner, torch.nn.Module) else ():
