@@ -353,6 +353,7 @@ void bind_pinned(py::module_& m) {
   py::class_<Turn, std::shared_ptr<Turn>>(m, "Turn")
       .def(py::init([](const std::string& type) { return std::make_shared<Turn>(c10::Device(type).type()); }))
       .def("take", &Turn::take, py::arg("index") = -1)
+      .def("synchronize", &Turn::synchronize, py::arg("index") = -1, py::call_guard<py::gil_scoped_release>())
       .def("leave", &Turn::leave);
   using Part = std::tuple<std::vector<int>, int64_t, int64_t, at::Tensor>;
   py::class_<PinnedGraph, Replayable, std::shared_ptr<PinnedGraph>>(m, "PinnedGraph")

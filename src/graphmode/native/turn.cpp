@@ -7,6 +7,15 @@
 
 namespace graphmode {
 
+c10::Stream Turn::current(c10::DeviceIndex index) const {
+  const c10::impl::VirtualGuardImpl device(type_);
+  return device.getStream(index < 0 ? device.getDevice() : c10::Device(type_, index));
+}
+
+void Turn::synchronize(c10::DeviceIndex index) const {
+  c10::impl::VirtualGuardImpl(type_).synchronizeStream(current(index));
+}
+
 void Turn::take(c10::DeviceIndex index) {
   if (!mutex_.try_lock()) {
     std::optional<pybind11::gil_scoped_release> no_gil;  // who has the turn may need it
@@ -16,8 +25,7 @@ void Turn::take(c10::DeviceIndex index) {
     mutex_.lock();
   }
   try {
-    const c10::impl::VirtualGuardImpl device(type_);
-    const auto stream = device.getStream(index < 0 ? device.getDevice() : c10::Device(type_, index));
+    const auto stream = current(index);
     auto& last = last_.try_emplace(stream.device_index(), Last{stream}).first->second;
     if (last.stream != stream) {
       wait(stream, last);

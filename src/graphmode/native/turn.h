@@ -19,6 +19,8 @@ class Turn {
   // for what the stream before was given. A thread may take several turns one in another. Needs no GIL and drops it
   // while it waits.
   void take(c10::DeviceIndex index);
+  // Waits until the device's current stream has done all that it was given.
+  void synchronize(c10::DeviceIndex index) const;
   // Ends the turn that was taken last.
   void leave();
   c10::DeviceType type() const {
@@ -33,6 +35,7 @@ class Turn {
     int marks = 0;                   // how many turns yet leave one
     std::optional<c10::Event> done;  // the mark: all that the turn gave its stream
   };
+  c10::Stream current(c10::DeviceIndex index) const;
   void wait(const c10::Stream& stream, Last& last);
 
   c10::DeviceType type_;

@@ -15,8 +15,6 @@ from vllm.sequence import IntermediateTensors
 
 from graphmode import _C
 
-Weights = list[tuple[dict[str, Any], str]]  # what holds each, and under which name
-
 _PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -29,7 +27,7 @@ class Place:
     """What has to be as it was at the capture. Tensors: address, sizes, strides, dtype; anything else: the value."""
 
     modes: tuple[int, ...]
-    weights: bytes  # of `_C.held_places`
+    weights: bytes  # of `_C.HeldPlaces`
     inputs: dict[int | str, Any]
 
     def difference(self, now: Place) -> str:
@@ -45,7 +43,7 @@ class Place:
         return "the call has other inputs than the one that was captured"
 
 
-def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: Weights) -> Any:
+def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: bytes) -> Any:
     """What a place tells, mostly in native code: equal spots are equal places. None for what has no spot."""
     if torch.is_grad_enabled():
         return None
@@ -59,7 +57,7 @@ def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: Weights) ->
             others.append((len(tensors), kind, value))
         else:
             return None
-    return _C.mode_bits(), _C.places(tensors), _C.held_places(weights), others, tuple(kwargs)
+    return _C.mode_bits(), _C.places(tensors), weights, others, tuple(kwargs)
 
 
 def where(value: Any) -> Any:

@@ -175,6 +175,7 @@ class StaticGraphs:
         self._weakly = None if self._executes else self._weak_references()
         self._drops_outputs = self._weakly is not None and (wanted is None or wanted.weak_ref_output)
         self._weights = list(weights_of(runnable))
+        self._places = _C.HeldPlaces()
         self._entries: dict[Hashable, _Entry] = {}
         self._open: set[Hashable] = set()  # captured by some thread now
         self._lock = threading.RLock()
@@ -218,7 +219,8 @@ class StaticGraphs:
         """One call that vLLM wants a graph for."""
         if self.options.mode == "eager" or self._inside_a_capture():
             return self._live(args, kwargs)  # inside another capture the calls are recorded there
-        spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, self._weights)
+        weights = self._places.now(self._weights)
+        spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, weights)
         with self._lock:
             entry = self._entries.get(key)
             if spot is not None and entry is not None and entry.spot == spot:
@@ -227,7 +229,7 @@ class StaticGraphs:
                 self._replay(key, entry)
                 return each_tensor(entry.outputs, _same)
         try:
-            place = self._place(key, args, kwargs)
+            place = self._place(key, args, kwargs, weights)
         except NoPlace as why:
             return self._live_because(str(why), None, args, kwargs)
         with self._lock:
@@ -259,14 +261,14 @@ class StaticGraphs:
         finally:
             self._open.discard(key)
 
-    def _place(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
+    def _place(self, key: Hashable | None, args: tuple[Any, ...], kwargs: dict[str, Any], weights: bytes) -> Place:
         if key is None:
             raise NoPlace("vLLM asked for a graph and gave no batch descriptor")
         if torch._C._len_torch_dispatch_stack() > 0:
             raise NoPlace("a torch dispatch mode looks at the call, and would not see a replay")
         inputs: dict[int | str, Any] = {i: where(a) for i, a in enumerate(args)}
         inputs.update((name, where(value)) for name, value in kwargs.items())
-        return Place(_C.mode_bits(), _C.held_places(self._weights), inputs)
+        return Place(_C.mode_bits(), weights, inputs)
 
     def _live_because(self, reason: str, line: str | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._fall_back(reason, line)

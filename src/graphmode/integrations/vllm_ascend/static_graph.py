@@ -111,7 +111,8 @@ class NpuGraphs(StaticGraphs):
         super()._before_replay()
         if self._whole and not self._enable_enpu and not (self._use_eagle and _EXTRA_CTX.is_draft_model):
             # The update of this step's attention must find the last replay over: it changes that graph's tasks.
-            torch_npu.npu.current_stream().synchronize()
+            assert self._device.turn is not None
+            self._device.turn.synchronize()
 
     # --- sizes in pieces ----------------------------------------------------------------------------------------
 
