@@ -16,7 +16,8 @@ from rich.table import Table
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks/ascend"))
 
-from vllm_modes import MODES, EngineFailed, found_by
+from processes import ProcessFailed
+from vllm_modes import MODES, found_by
 
 BATCHES = [1, 4]
 ASKED: dict[str, Any] = {"model": "smollm2", "batches": BATCHES, "prompts": 8, "tokens": 12}
@@ -74,7 +75,7 @@ def main(modes: list[str]) -> None:
         with console.status(f"{mode}: an engine starts, answers {ASKED['prompts']} prompts at each of two batch sizes"):
             try:
                 results[mode] = found_by(mode, **ASKED)
-            except EngineFailed as failure:
+            except ProcessFailed as failure:
                 failed = True
                 console.print(f"{mode}: {failure}", style="red", highlight=False, markup=False)
                 continue

@@ -207,3 +207,13 @@ def test_what_is_not_emulated_says_so() -> None:
     with pytest.raises(RuntimeError, match="padded_mode"):
         npu.npu_moe_token_permute(x, EXPERTS[:2].npu(), padded_mode=True)
         torch.npu.synchronize()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_histc_counts_rows_by_expert_in_their_own_dtype(dtype: torch.dtype) -> None:
+    experts = torch.tensor([0, 3, 3, 7, 2, 8, 0]).to(dtype)  # 8 is nobody's
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(x == expert).sum() for expert in range(8)]).to(x.dtype)
+
+    check(lambda x: torch.histc(x, bins=8, min=0, max=7), plain, experts)

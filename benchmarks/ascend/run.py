@@ -6,15 +6,17 @@ own backends. Says nothing of a device's speed: host time, launches, tasks and m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
+from processes import Process, ProcessFailed
 from rich.console import Console
 from rich.table import Table
 
@@ -26,23 +28,49 @@ from nets import CASES  # noqa: E402
 HERE = Path(__file__).parent
 BACKENDS = ("graphmode", "npugraph_ex", "npugraphs")
 MORE = ("eager", "graphmode.compile")  # of steps alone
-LIMIT_S = 900
+TURNS = 9
+LIMIT_S = 1800
 
 
-def row(script: str, name: str, backend: str) -> dict[str, Any]:
-    """What a script printed last, or how its process ended."""
+def started(script: str, name: str, backend: str) -> Process:
     command = [sys.executable, "-W", "ignore", str(HERE / script), name, backend]
-    simulated = [str(Path(sys.executable).with_name("ascend-sim")), "run", *command]
-    settings = {**os.environ, _AUTOLOAD: "1", **SETTINGS.get(name, {})}
-    try:
-        done = subprocess.run(simulated, capture_output=True, text=True, env=settings, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return {"row": name, "backend": backend, "came": "ended", "note": f"not done after {LIMIT_S} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0 and lines:
-        return dict(json.loads(lines[-1]))
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    return {"row": name, "backend": backend, "came": "ended", "note": f"exit {done.returncode}: {last[:120]}"}
+    return Process(command, {_AUTOLOAD: None, **SETTINGS.get(name, {})}, LIMIT_S)
+
+
+def ended(name: str, backend: str, why: ProcessFailed) -> dict[str, Any]:
+    lines = str(why).strip().splitlines() or [""]
+    last = next((line for line in reversed(lines) if "Error: " in line), lines[-1])
+    return {"row": name, "backend": backend, "came": "ended", "note": last[:120]}
+
+
+def behaviour(name: str, backend: str) -> dict[str, Any]:
+    """A row of behaviour.py, or how its process ended."""
+    with started("behaviour.py", name, backend) as process:
+        try:
+            return process.answer()
+        except ProcessFailed as why:
+            return ended(name, backend, why)
+
+
+def steps(model: str, backends: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of steps.py, one process a backend; they live side by side and take turns, in changing order."""
+    rows, alive = [], []
+    with contextlib.ExitStack() as stack:
+        for backend in backends:
+            process = stack.enter_context(started("steps.py", model, backend))
+            try:
+                row = process.answer() | {"turns": []}
+                alive.append((process, row))
+            except ProcessFailed as why:
+                row = ended(model, backend, why)
+            rows.append(row)
+        for turn in range(TURNS):
+            for process, row in alive if turn % 2 == 0 else alive[::-1]:
+                row["turns"].append(process.ask())
+    for _, row in alive:
+        for what in ("host_us", "bare_us"):
+            row[what] = median(turn[what] for turn in row["turns"])
+    return rows
 
 
 def behaviour_table(rows: Sequence[dict[str, Any]], backends: Sequence[str]) -> Table:
@@ -79,12 +107,12 @@ def main(only: str | None, backends: str, models: str, path: Path | None) -> Non
     named = backends.split(",")
     rows: list[dict[str, Any]] = []
     if only != "steps":
-        rows = [row("behaviour.py", name, b) for name in ROWS for b in named]
+        rows = [behaviour(name, b) for name in ROWS for b in named]
         console.print(behaviour_table(rows, named))
     if only != "behaviour":
-        steps = [row("steps.py", m, b) for m in models.split(",") for b in (*named, *MORE)]
-        console.print(steps_table(steps))
-        rows += steps
+        found = [row for m in models.split(",") for row in steps(m, (*named, *MORE))]
+        console.print(steps_table(found))
+        rows += found
     if path is not None:
         path.write_text(json.dumps(rows, indent=1) + "\n")
 

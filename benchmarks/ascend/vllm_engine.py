@@ -23,6 +23,8 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from processes import tell
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests/integration/vllm"), str(ROOT / "examples")]
 
@@ -133,10 +135,6 @@ def main(model: str, engine: dict[str, Any]) -> None:
     if "graphmode.integrations.vllm_ascend.platform" in sys.modules:
         end["graphmode"] = _what_graph_mode_did()
     tell(end)
-
-
-def tell(found: dict[str, Any]) -> None:
-    print("FOUND " + json.dumps(found), flush=True)
 
 
 def _watch_captures() -> dict[str, float]:

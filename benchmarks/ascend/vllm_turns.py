@@ -15,7 +15,7 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from vllm_modes import MODES, Engine
+from vllm_modes import MODES, engine
 
 PEERS = "ACLGraph, whole;graphmode, whole"
 TOKENS = 20  # of an answer; the first two steps and the last are not counted
@@ -51,14 +51,16 @@ def main(modes: str, model: str, batches: str, turns: int, path: Path | None) ->
     named, sizes = [m.strip() for m in modes.split(";")], [int(b) for b in batches.split(",")]
     found: dict[str, dict[int, list[dict[str, Any]]]] = {m: {b: [] for b in sizes} for m in named}
     with contextlib.ExitStack() as stack:
-        engines = {m: stack.enter_context(Engine(m, model)) for m in named}
+        engines = {m: stack.enter_context(engine(m, model)) for m in named}
+        for started in engines.values():
+            started.answer()
         for turn in range(turns):
             order = named if turn % 2 == 0 else named[::-1]
             for batch in sizes:
                 for mode in order:
-                    found[mode][batch].append(engines[mode].ask(batch, batch, TOKENS))
-        for mode, engine in engines.items():
-            graphs = engine.end().get("graphmode")
+                    found[mode][batch].append(engines[mode].ask(batch=batch, prompts=batch, tokens=TOKENS))
+        for mode, asked in engines.items():
+            graphs = asked.end().get("graphmode")
             if graphs:
                 console.print(f"{mode}: {graphs['graphs']} graphs, {graphs['live_calls']} calls outside them")
     console.print(table(found))

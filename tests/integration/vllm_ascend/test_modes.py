@@ -8,7 +8,8 @@ import re
 from typing import Any
 
 import pytest
-from vllm_modes import MODES, EngineFailed, found_by
+from processes import ProcessFailed
+from vllm_modes import MODES, found_by
 
 QUICK = {"model": "llama", "batches": [1, 3, 8], "prompts": 8, "tokens": 10}
 SMOLLM2 = {"model": "smollm2", "batches": list(range(1, 9)), "prompts": 50, "tokens": 8}
@@ -40,7 +41,7 @@ def test_latent_attention_and_experts_give_eager_s_tokens(model: str) -> None:
     small = {"model": model, "batches": [1, 3], "prompts": 4, "tokens": 6}
     try:
         eager = asked("eager", small)
-    except EngineFailed as failure:
+    except ProcessFailed as failure:
         if missing := re.search(r"(\w+::\w+) is not emulated", str(failure)):
             pytest.skip(f"ascend-sim has no {missing[1]}, which vllm-ascend's own eager mode calls")
         raise
@@ -70,14 +71,16 @@ def test_whole_graphs_take_a_stream_each() -> None:
 
 
 def test_graphs_share_one_pool() -> None:
-    few = asked("graphmode, whole", engine={"compilation_config": {"cudagraph_capture_sizes": [8]}}, batches=[8])
+    few = asked(
+        "graphmode, whole", engine_arguments={"compilation_config": {"cudagraph_capture_sizes": [8]}}, batches=[8]
+    )
     assert 0 < asked("graphmode, whole")["graphmode"]["pool"] <= 1.1 * few["graphmode"]["pool"]
 
 
 def test_thirty_sizes_fit_into_a_budget_that_pieces_exceed() -> None:
     limits = {"max_num_seqs": 30, "compilation_config": {"cudagraph_capture_sizes": list(range(1, 31))}}
-    sizes = {**QUICK, "batches": [4], "engine": limits, "environment": {"ASCEND_SIM_STREAMS": "100"}}
-    with pytest.raises(EngineFailed, match=r"207008|stream-resource exhaustion"):
+    sizes = {**QUICK, "batches": [4], "engine_arguments": limits, "environment": {"ASCEND_SIM_STREAMS": "100"}}
+    with pytest.raises(ProcessFailed, match=r"207008|stream-resource exhaustion"):
         found_by("ACLGraph, pieces", **sizes)
     ours = found_by("graphmode, whole", **sizes)
     assert ours["graphmode"]["graphs"] == 30 and ours["graphmode"]["fallbacks"] == {}

@@ -276,9 +276,17 @@ void grouped_matmul(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* s
   stack->emplace_back(results);
 }
 
+// ATen's, with which rows are counted by expert: of integers too, as aclnnHistc takes them, and ATen's kernel for CUDA.
+Tensor histc(const Tensor& self, int64_t bins, const at::Scalar& min, const at::Scalar& max) {
+  if (self.is_floating_point())
+    return at::histc(self, bins, min, max);
+  return at::histc(self.to(at::kDouble), bins, min, max).to(self.scalar_type());
+}
+
 }  // namespace
 
 void moe(Table& table) {
+  table.add<&histc>("aten::histc");
   table.add<&gating_top_k_softmax>("npu::npu_moe_gating_top_k_softmax");
   table.add<&gating_top_k_softmax_v2>("npu::npu_moe_gating_top_k_softmax_v2");
   table.add<&gating_top_k>("npu::npu_moe_gating_top_k");
