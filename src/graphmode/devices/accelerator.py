@@ -21,6 +21,7 @@ import torch
 import graphmode.fusion.npu as npu_fusions
 from graphmode import _C
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes, installed
+from graphmode.devices.pools import Handle, Pool
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 from graphmode.fusion.fuse import Table
 
@@ -46,20 +47,27 @@ _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the de
 class _Held:
     """A graph of torch's, which ends with the last reference to it."""
 
-    def __init__(self, device: AcceleratorDevice, graph: Any) -> None:
-        self.graph = graph
-        self._device: AcceleratorDevice | None = device
-        device.held += 1
+    def __init__(self, device: AcceleratorDevice, pool: Pool) -> None:
+        pool.enter()
+        self.pool: Pool | None = pool
+        self.graph = device.empty_graph(pool.handle)
+        self._device = device
 
     def never_began(self) -> None:
-        """There is no graph: nothing of the pool is its own, and its end frees nothing."""
-        assert self._device is not None
-        self._device.held -= 1
-        self._device = None
+        """There is no graph: nothing is freed with it."""
+        assert self.pool is not None
+        self.pool.leave()
+        self.pool = None
+
+    def failed(self, *, began: bool) -> None:
+        """The capture could not begin, or end."""
+        assert self.pool is not None
+        self.pool.failed(self.graph, began=began)
 
     def __del__(self) -> None:
         self.graph = None
-        if self._device is not None and getattr(torch, "accelerator", None) is not None:  # at exit modules go first
+        if self.pool is not None and getattr(torch, "accelerator", None) is not None:  # at exit modules go first
+            self.pool.leave()
             self._device.dropped()
 
 
@@ -96,13 +104,13 @@ class AcceleratorGraph(DeviceGraph):
         self._before = self._device.reserved(index)
         stream = self._device.capture_stream(index)
         stream.wait_stream(torch.accelerator.current_stream(index))
-        held = _Held(self._device, self._device.empty_graph())
+        held = _Held(self._device, self._device.pool(index))
         stream.__enter__()
         try:
             held.graph.capture_begin()
         except RuntimeError as error:
             stream.__exit__(None, None, None)
-            self._device.failed(held.graph)
+            held.failed(began=False)
             held.never_began()
             raise _refused(error, self._device) from error
         self._one_block = self._device.in_one_block()
@@ -123,15 +131,16 @@ class AcceleratorGraph(DeviceGraph):
         try:
             self._held.graph.capture_end()
         except RuntimeError as error:
-            self._device.failed(self._held.graph)
+            self._held.failed(began=True)
             raise _refused(error, self._device) from error
         finally:
             self._leave()
-        self._device.pool = self._held.graph.pool()
+        pool = self._device.pool(index)
+        pool.handle = self._held.graph.pool()
         self._ready = True
         results = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in outputs or []}
         grown = max(0, self._device.reserved(index) - self._before)
-        self._device.bytes += grown
+        pool.bytes += grown
         self._bytes = GraphBytes(grown, sum(results.values()), 0)
 
     def bytes(self) -> GraphBytes:
@@ -156,7 +165,7 @@ class AcceleratorGraph(DeviceGraph):
             try:
                 self._held.graph.capture_end()  # of a capture whose work raised: the device has to leave it
             except RuntimeError:
-                self._device.failed(self._held.graph)
+                self._held.failed(began=True)
             finally:
                 self._leave()
         self._held, self._ready = None, False
@@ -185,12 +194,9 @@ class AcceleratorDevice(Device):
             )
         self.name = name
         self._fusions = fusions
-        self.pool: tuple[int, int] | None = None
-        self.held = 0  # graphs that live
-        self.bytes = 0  # of the pool, as far as it grew in captures
+        self._pools: dict[int, Pool] = {}  # by index
         self.full = False  # no stream is left for another graph
         self.capturing_thread: int | None = None
-        self._failed: list[Any] = []
         self._streams: dict[int, Any] = {}
         self.turn = _C.Turn(name)
         module = torch.get_device_module(name)  # torch.accelerator can't be asked
@@ -201,9 +207,14 @@ class AcceleratorDevice(Device):
     def graph(self) -> AcceleratorGraph:
         return AcceleratorGraph(self)
 
-    def empty_graph(self) -> Any:
-        """A graph of torch's in the pool, with the calls of `torch.accelerator.Graph`."""
-        return torch.accelerator.Graph(pool=self.pool, capture_error_mode="thread_local")
+    def empty_graph(self, pool: Handle | None) -> Any:
+        """A graph of torch's in a pool, with the calls of `torch.accelerator.Graph`; None: it makes one."""
+        return torch.accelerator.Graph(pool=pool, capture_error_mode="thread_local")
+
+    def pool(self, index: int | None) -> Pool:
+        """That of one device."""
+        number = torch.accelerator.current_device_index() if index is None else index
+        return self._pools.setdefault(number, Pool(self.name, number))
 
     def fusions(self) -> Table:
         return self._fusions
@@ -236,23 +247,12 @@ class AcceleratorDevice(Device):
         return self.capturing_thread == threading.get_ident() or bool(self._others_capture())
 
     def pool_bytes(self) -> int:
-        return self.bytes
+        return sum(pool.bytes for pool in self._pools.values())
 
     def dropped(self) -> None:
-        """A graph is gone: with the last one the pool ends, and its memory goes back to the device."""
-        self.held -= 1
+        """A graph is gone, and with it what it had of the device's budget."""
         self.freed += 1
         self.full = False
-        if self.held == 0:
-            self.pool, self.bytes = None, 0
-            with contextlib.suppress(RuntimeError):  # an earlier task failed: who waits for the device is told
-                torch.accelerator.empty_cache()
-
-    def failed(self, graph: Any) -> None:
-        """A capture that could not begin, or end: the allocator still knows its graph, and its pool is not to be used
-        by another."""
-        self._failed.append(graph)
-        self.pool = None
 
     def reserved(self, index: int | None) -> int:
         """Bytes that torch's allocator holds of a device."""

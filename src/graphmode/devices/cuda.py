@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from graphmode.devices.accelerator import AcceleratorDevice
+from graphmode.devices.pools import Handle
 
 
 class _Graph:
     """A CUDA graph with the calls of `torch.accelerator.Graph`."""
 
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
+    def __init__(self, pool: Handle | None) -> None:
+        self._pool: Any = pool  # torch's own type for it has no name outside
         self._graph = torch.cuda.CUDAGraph()
         self.capture_end = self._graph.capture_end
         self.replay = self._graph.replay
@@ -34,5 +35,5 @@ class CudaDevice(AcceleratorDevice):
     def __init__(self) -> None:
         super().__init__("cuda")
 
-    def empty_graph(self) -> _Graph:
-        return _Graph(self.pool)
+    def empty_graph(self, pool: Handle | None) -> _Graph:
+        return _Graph(pool)
