@@ -7,12 +7,7 @@ namespace sim {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using torch::jit::Stack;
-
-bool given(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined();
-}
 
 // The k largest, of equals the first.
 std::pair<Tensor, Tensor> largest(const Tensor& scores, int64_t k) {

@@ -7,7 +7,6 @@ namespace sim {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // op-plugin docs: npu_linear.md
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {

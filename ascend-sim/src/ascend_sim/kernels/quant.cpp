@@ -1,34 +1,32 @@
 // Quantisation, by token and by fixed scales, alone and behind norms, and matrix products of quantised numbers.
+#include "quant.h"
+
 #include <ATen/ATen.h>
 
+#include "norms.h"
 #include "reference.h"
 
 namespace sim {
-namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-bool given(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined();
-}
-
-Tensor wide(const Tensor& tensor) {
-  return tensor.to(at::kFloat);
-}
 
 Tensor to_int8(const Tensor& values) {
   return values.nan_to_num(0).round_().clamp_(-128, 127).to(at::kChar);
 }
 
-void check_int8(const char* op, std::optional<int64_t> dtype) {
-  TORCH_CHECK(dtype.value_or(1) == static_cast<int64_t>(at::kChar), op, " to another dtype than int8 is not emulated");
-}
-
-// Values in int8, and the scale of each row. A row of zeros has the scale zero, and stays zeros.
 std::pair<Tensor, Tensor> by_row(const Tensor& x) {
   const Tensor scale = x.abs().amax(-1, true) / 127;
   return {to_int8(x / scale), scale.squeeze(-1)};
+}
+
+namespace {
+
+Tensor wide(const Tensor& tensor) {
+  return tensor.to(at::kFloat);
+}
+
+void check_int8(const char* op, std::optional<int64_t> dtype) {
+  TORCH_CHECK(dtype.value_or(1) == static_cast<int64_t>(at::kChar), op, " to another dtype than int8 is not emulated");
 }
 
 // Each row times its group's own factors; groups end where the indices say.
@@ -69,10 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_quant_asymmetric(const Tensor& x, con
 }
 
 Tensor sum_normalised(const Tensor& x, const Tensor& gamma, const OptionalTensor& beta, double epsilon) {
-  std::vector<int64_t> over;
-  for (int64_t d = 1; d <= gamma.dim(); ++d)
-    over.push_back(-d);
-  const Tensor y = wide(x) * wide(x).square().mean(over, true).add(epsilon).rsqrt() * wide(gamma);
+  const Tensor y = std::get<0>(normalised(x, gamma.dim(), epsilon)) * wide(gamma);
   return given(beta) ? y + wide(*beta) : y;
 }
 
