@@ -121,6 +121,7 @@ void rotary(Table& table);
 void activations(Table& table);
 void attention(Table& table);
 void paged_attention(Table& table);
+void fusion_attention(Table& table);
 void mla(Table& table);
 void cache(Table& table);
 void moe(Table& table);
