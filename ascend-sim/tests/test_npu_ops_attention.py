@@ -597,6 +597,10 @@ class TestAtb:
         check(torch.ops.npu.npu_attention_update, plain, sums, outs, 1)
         found, _ = torch.ops.npu.npu_attention_update([s.npu() for s in sums], [o.npu() for o in outs], 0)
         same(found, plain(sums, outs, 0)[0])
+        sums[1][2] = torch.inf  # saw nothing
+        found, _ = torch.ops.npu.npu_attention_update([s.npu() for s in sums], [o.npu() for o in outs], 0)
+        sums[1][2] = -torch.inf
+        same(found, plain(sums, outs, 0)[0])
         with pytest.raises(RuntimeError, match="no update_type 2"):
             torch.ops.npu.npu_attention_update([sums[0].npu()], [outs[0].npu()], 2)
             torch.npu.synchronize()

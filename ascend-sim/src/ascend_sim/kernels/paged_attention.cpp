@@ -177,12 +177,15 @@ std::tuple<Tensor, Tensor> paged_cache_load_out(const Tensor& key_cache, const T
   return {key, value};
 }
 
-// op-plugin docs: npu_attention_update.md: what parts of the keys gave, by the sums of their softmaxes.
+// op-plugin docs: npu_attention_update.md: what parts of the keys gave, by the sums of their softmaxes. Infinity is the
+// sum of a part in which nothing was seen, as attention ops give it: CANN's ops-transformer, decode_update.h.
 std::tuple<Tensor, Tensor> attention_update(at::TensorList sums, at::TensorList outs, int64_t type) {
   TORCH_CHECK(!sums.empty() && sums.size() == outs.size(), "npu_attention_update: ", sums.size(), " lse and ",
               outs.size(), " local_out");
   TORCH_CHECK(type == 0 || type == 1, "npu_attention_update has no update_type ", type);
-  const Tensor parts = at::stack(sums).to(at::kFloat), sum = parts.logsumexp(0, false);
+  const double blind = std::numeric_limits<double>::infinity();
+  const Tensor given = at::stack(sums).to(at::kFloat), parts = given.masked_fill(given == blind, -blind);
+  const Tensor sum = parts.logsumexp(0, false);
   const Tensor weights = (parts - sum).exp().unsqueeze(-1);
   const Tensor out = (at::stack(outs).to(at::kFloat) * weights).sum(0).to(outs[0].scalar_type());
   return {out, type == 1 ? sum : at::empty({0}, at::kFloat)};
