@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # torch_npu can't be imported before this is built
 
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+import torch
+from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 HERE = Path(__file__).parent
 SOURCE = HERE / "src/ascend_sim"
@@ -53,7 +54,23 @@ class Build(BuildExtension):
             library(folder, name, [], other)
         for extension in self.extensions:
             extension.library_dirs.append(str(folder))
+            extension.extra_compile_args += ["-include", str(self.headers(extension))]
         super().build_extensions()
+
+    def headers(self, extension: Extension) -> Path:
+        """ATen's headers compiled once for all kernels: they are two thirds of what one takes to compile.
+
+        A compiler that finds the compiled ones unfit, or knows none, reads the text beside them.
+        """
+        text = Path(self.build_temp) / f"headers-{torch.__version__}" / "headers.h"
+        compiled = Path(f"{text}.gch")
+        if not compiled.exists():
+            text.parent.mkdir(parents=True, exist_ok=True)
+            text.write_text("#include <ATen/ATen.h>\n")
+            command = [os.environ.get("CXX", "c++"), *self.compiler.compiler_so[1:], *extension.extra_compile_args]
+            command += [f"-I{path}" for path in include_paths()]
+            subprocess.run([*command, "-x", "c++-header", str(text), "-o", str(compiled)], check=True)
+        return text.resolve()
 
 
 def library(folder: Path, name: str, sources: list[Path], other: str = "") -> None:
@@ -85,6 +102,7 @@ setup(
                 "-fvisibility=hidden",
                 "-Wall",
                 "-Wno-deprecated-declarations",
+                "-Wno-sign-compare",  # compiled headers have lost where they ask for it
             ],
             extra_link_args=["-Wl,-rpath,$ORIGIN/lib", "-s"],
         )

@@ -574,6 +574,37 @@ class TestAtb:
         torch.ops.atb.npu_paged_cache_load.out(*given, ends, cumsum=True, key=key, value=value)
         assert torch.equal(key.cpu(), torch.cat(keys)) and torch.equal(value.cpu(), torch.cat(values))
 
+    def test_a_cache_is_loaded_from_the_block_of_a_start(self) -> None:
+        keys, key_cache, table = cached([11, 6], 4, 1, 8, torch.float16)
+        values, value_cache, _ = cached([11, 6], 4, 1, 8, torch.float16)
+        starts, ends = torch.tensor([8, 4]).int().npu(), torch.tensor([0, 3, 5]).int().npu()
+        key, value = torch.zeros(5, 1, 8).half().npu(), torch.zeros(5, 1, 8).half().npu()
+        torch.ops.atb.npu_paged_cache_load.out(
+            key_cache.npu(), value_cache.npu(), table.npu(), ends, seq_starts=starts, cumsum=True, key=key, value=value
+        )
+        for found, all_rows in ((key, keys), (value, values)):
+            assert torch.equal(found.cpu(), torch.cat((all_rows[0][8:], all_rows[1][4:])))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_parts_are_merged_by_their_sums(self, dtype: torch.dtype) -> None:
+        sums, outs = [torch.randn(6) for _ in range(3)], [torch.randn(6, 8).to(dtype) for _ in range(3)]
+
+        def plain(sums: list[torch.Tensor], outs: list[torch.Tensor], _: int) -> tuple[torch.Tensor, torch.Tensor]:
+            weights = torch.stack(sums).double().softmax(0)
+            out = sum(w.unsqueeze(1) * o.double() for w, o in zip(weights, outs, strict=True))
+            return out.to(dtype), torch.stack(sums).double().exp().sum(0).log().float()
+
+        check(torch.ops.npu.npu_attention_update, plain, sums, outs, 1)
+        found, _ = torch.ops.npu.npu_attention_update([s.npu() for s in sums], [o.npu() for o in outs], 0)
+        same(found, plain(sums, outs, 0)[0])
+        sums[1][2] = torch.inf  # saw nothing
+        found, _ = torch.ops.npu.npu_attention_update([s.npu() for s in sums], [o.npu() for o in outs], 0)
+        sums[1][2] = -torch.inf
+        same(found, plain(sums, outs, 0)[0])
+        with pytest.raises(RuntimeError, match="no update_type 2"):
+            torch.ops.npu.npu_attention_update([sums[0].npu()], [outs[0].npu()], 2)
+            torch.npu.synchronize()
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_a_ring_merges_what_it_has_with_the_next_part(self, dtype: torch.dtype) -> None:
         q, rope = torch.randn(5, 4, 16, dtype=dtype), torch.randn(5, 4, 8, dtype=dtype)

@@ -202,6 +202,86 @@ def test_grouped_matmul_of_pairs() -> None:
     )
 
 
+COUNTS = [2, 0, 3]  # and a row that no group has
+
+
+def quantised() -> tuple[Tensor, ...]:
+    """Rows, weights of three groups, and the scales of both."""
+    x, weight = torch.randint(-128, 128, (6, 16)), torch.randint(-128, 128, (3, 16, 8))
+    return x.to(torch.int8), weight.to(torch.int8), torch.rand(3, 8) / 100, torch.rand(6)
+
+
+def by_groups(x: Tensor, weight: Tensor, scale: Tensor, token_scale: Tensor) -> Tensor:
+    rows = torch.cat([torch.full((n,), i) for i, n in enumerate(COUNTS)])
+    y = torch.einsum("rk,rkn->rn", x[:5].double(), weight[rows].double()) * scale[rows].double()
+    return torch.cat((y * token_scale[:5].double().unsqueeze(1), torch.zeros(1, 8, dtype=torch.double)))
+
+
+def test_grouped_matmul_swiglu_quant() -> None:
+    x, weight, scale, token_scale = quantised()
+    a, b = by_groups(x, weight, scale, token_scale)[:5].chunk(2, -1)
+    y = torch.nn.functional.silu(a) * b
+    scales = y.abs().amax(-1) / 127
+    wanted = (y / scales.unsqueeze(1)).round()
+    on = [t.npu() for t in (x, weight, scale, token_scale)]
+    ends = torch.tensor(COUNTS).cumsum(0).npu()
+    first = npu.npu_grouped_matmul_swiglu_quant(on[0], on[1], ends, on[2], on[3])
+    given = (on[0], [on[1]], [on[2]], on[3])
+    others = [
+        npu.npu_grouped_matmul_swiglu_quant_v2(*given, ends),
+        npu.npu_grouped_matmul_swiglu_quant_v2(*given, torch.tensor(COUNTS).npu(), group_list_type=1),
+    ]
+    for values, found, *_ in (first, *others):
+        assert values.dtype == torch.int8 and values.shape == (6, 4)
+        assert (values[:5].cpu() - wanted).abs().max() <= 1
+        same(found[:5], scales.float())
+
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph):
+        values, found = npu.npu_grouped_matmul_swiglu_quant_v2(*given, ends)
+    graph.replay()
+    same([values, found], list(first[:2]))
+    with pytest.raises(RuntimeError, match="smooth_scale is not emulated"):
+        npu.npu_grouped_matmul_swiglu_quant_v2(*given, ends, smooth_scale=on[2])
+    with pytest.raises(RuntimeError, match="a bias or an offset is not emulated"):
+        npu.npu_grouped_matmul_swiglu_quant(on[0], on[1], ends, on[2], on[3], bias=on[2])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_grouped_matmul_finalize_routing(shared: bool, kind: int) -> None:
+    x, weight, scale, token_scale = quantised()
+    rows, logit = torch.tensor([1, 0, 3, 1, 3, 0]), torch.rand(6)
+    counts = torch.tensor(COUNTS)
+
+    def plain(x: Tensor, w: Tensor, counts: Tensor, **how: Any) -> Tensor:
+        y = by_groups(x, w, how["scale"], how["pertoken_scale"]) * how["logit"].double().unsqueeze(1)
+        out = torch.zeros(4, 8, dtype=torch.double)
+        for row, to in zip(y, rows.tolist(), strict=True):
+            out[to] += row
+        if shared:
+            out[2:4] += 0.5 * how["shared_input"].double()
+        return out.float()
+
+    how = {"shared_input": torch.randn(2, 8).bfloat16(), "shared_input_weight": 0.5, "shared_input_offset": 2}
+    check(
+        npu.npu_grouped_matmul_finalize_routing,
+        plain,
+        x,
+        weight,
+        counts if kind else counts.cumsum(0),
+        scale=scale,
+        pertoken_scale=token_scale,
+        logit=logit,
+        row_index=rows,
+        output_bs=4,
+        group_list_type=kind,
+        **(how if shared else {}),
+    )
+    with pytest.raises(RuntimeError, match="bias is not emulated"):
+        npu.npu_grouped_matmul_finalize_routing(x.npu(), weight.npu(), counts.npu(), bias=scale.npu())
+
+
 def test_what_is_not_emulated_says_so() -> None:
     x = torch.ones(2, 4, device="npu")
     with pytest.raises(RuntimeError, match="padded_mode"):

@@ -40,6 +40,8 @@ def test_transpose_batchmatmul(dtype: torch.dtype) -> None:
         x.transpose(0, 1).npu(), weight.npu(), perm_x1=[0, 1, 2], perm_x2=[0, 1, 2], perm_y=[1, 0, 2]
     )
     same(found, wanted)
+    # As vllm-ascend's latent attention calls it.
+    same(npu.npu_transpose_batchmatmul(x.transpose(0, 1).contiguous().npu(), weight.npu(), perm_y=(1, 0, 2)), wanted)
     with pytest.raises(RuntimeError, match="batch_split_factor is not emulated"):
         npu.npu_transpose_batchmatmul(x.npu(), weight.npu(), perm_x1=[1, 0, 2], batch_split_factor=3)
 
@@ -49,3 +51,11 @@ def test_transpose_and_casts() -> None:
     check(npu.npu_transpose, lambda x, order: x.permute(order), x, [2, 0, 1])
     check(npu.npu_dtype_cast, lambda x, dtype: x.to(dtype), x, torch.float16)
     check(npu.npu_dtype_cast_, lambda x, y: x.copy_(y), x.half(), x, meta=False)
+
+
+def test_a_prefetch_is_a_task_without_values() -> None:
+    weight = torch.randn(4, 5)
+    check(npu.npu_prefetch, lambda *_: None, weight, None, 40, 40)
+    check(npu.npu_prefetch, lambda *_: None, weight, weight, 1 << 20)
+    with pytest.raises(RuntimeError, match="npu_prefetch: 8 bytes from 80 of 80"):
+        npu.npu_prefetch(weight.npu(), None, 8, 80)

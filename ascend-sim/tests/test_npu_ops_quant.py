@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
-from .plain import check, same, tasks
+from .plain import check, same, tasks, to
 
 npu = torch.ops.npu
 HALVES = [torch.float16, torch.bfloat16]
@@ -138,3 +141,91 @@ def test_weight_quant_batchmatmul(groups: int) -> None:
         x.npu(), weight.npu(), scale.npu(), offset.npu(), antiquant_group_size=groups
     )
     same(found, plain(x), 1e-2)
+
+
+def both(op: Any, plain: Any, *args: Any, **how: Any) -> None:
+    """Int8 within one and the rest as ever, eagerly; replayed, too, if only roughly."""
+    near(op(*(to("npu", a) for a in args), **{n: to("npu", a) for n, a in how.items()}), plain(*args, **how))
+    check(op, plain, *args, tolerance=1, **how)
+
+
+def by_group(factors: Tensor, counts: list[int]) -> Tensor:
+    """A row of factors for each row of the groups."""
+    return torch.cat([f.reshape(1, -1).expand(n, -1) for f, n in zip(factors.double(), counts, strict=True)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("listed", [0, 1])
+@pytest.mark.parametrize("wide", [True, False])
+def test_swiglu_quant(dtype: torch.dtype, left: bool, listed: int, wide: bool) -> None:
+    counts = [2, 0, 4]
+    x, scales = torch.randn(6, 16, dtype=dtype), torch.rand(3, 8) + 0.5 if wide else torch.rand(3) + 0.5
+    groups = torch.tensor(counts if listed else [2, 2, 6], dtype=torch.int32)
+
+    def activated(x: Tensor) -> Tensor:
+        a, b = x.double().chunk(2, -1)
+        return silu(a) * b if left else a * silu(b)
+
+    def plain(x: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        return by_row(activated(x) * by_group(how["smooth_scales"], counts))
+
+    how = {"group_index": groups, "activate_left": left, "group_list_type": listed}
+    # op-plugin's own meta kernel takes no missing dst_type.
+    both(npu.npu_swiglu_quant, plain, x, smooth_scales=scales, quant_mode=1, dst_type=torch.int8, **how)
+    offsets, found = torch.randn_like(scales) * 9, {n: to("npu", a) for n, a in how.items()}
+    y, _ = npu.npu_swiglu_quant(x.npu(), smooth_scales=scales.npu() * 20, offsets=offsets.npu(), **found)
+    near([y], [int8(activated(x) * by_group(scales * 20, counts) + by_group(offsets, counts))])
+    alone = npu.npu_swiglu_quant(x.view(2, 3, 16).npu(), activate_left=left, quant_mode=1)
+    near(alone, by_row(activated(x.view(2, 3, 16))))
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize("left", [True, False])
+def test_dequant_swiglu_quant_of_groups(mode: int, left: bool) -> None:
+    counts, x = [2, 1, 3], torch.randint(-2000, 2000, (6, 16), dtype=torch.int32)
+    weight, token, smooth = torch.rand(3, 16) / 100, torch.rand(6, 1), torch.rand(3, 8) + 0.5
+
+    def plain(x: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        y = x.double() * by_group(how["weight_scale"], counts) * how["activation_scale"].double()
+        a, b = (y[..., ::2], y[..., 1::2]) if mode == 1 else y.chunk(2, -1)
+        if mode != 1 and not left:
+            a, b = b, a
+        if mode == 0:
+            out = silu(a) * b
+        else:
+            a, b = a.clamp(max=3), b.clamp(-3, 3)
+            out = a * (1.5 * a).sigmoid() * (b + 0.5)
+        return by_row(out * by_group(how["quant_scale"], counts))
+
+    both(
+        npu.npu_dequant_swiglu_quant,
+        plain,
+        x,
+        weight_scale=weight,
+        activation_scale=token,
+        quant_scale=smooth,
+        group_index=torch.tensor(counts),
+        activate_left=left,
+        quant_mode=1,
+        swiglu_mode=mode,
+        clamp_limit=3.0,
+        glu_alpha=1.5,
+        glu_bias=0.5,
+    )
+
+
+def test_dequant_swiglu_quant_by_fixed_scales_and_of_floats() -> None:
+    x, bias = torch.randint(-2000, 2000, (6, 16), dtype=torch.int32), torch.randint(-99, 99, (16,), dtype=torch.int32)
+    weight, scale, offset = torch.rand(16) / 100, torch.rand(1, 8) / 20 + 0.05, torch.randn(1, 8) * 9
+    given = {"weight_scale": weight, "bias": bias, "quant_scale": scale, "quant_offset": offset}
+    a, b = ((x + bias).double() * weight.double()).chunk(2, -1)
+    y, _ = npu.npu_dequant_swiglu_quant(x.npu(), activate_left=True, **{n: t.npu() for n, t in given.items()})
+    near([y], [int8(silu(a) * b / scale.double() + offset.double())])
+    half = torch.randn(2, 3, 16).half()
+    a, b = half.double().chunk(2, -1)
+    near(npu.npu_dequant_swiglu_quant(half.npu(), quant_mode=1), by_row(a * silu(b)))
+    with pytest.raises(RuntimeError, match="weight_scale, activation_scale or bias is not emulated"):
+        npu.npu_dequant_swiglu_quant(half.npu(), weight_scale=weight.npu(), quant_mode=1)
+    with pytest.raises(RuntimeError, match="activate_dim 0 is not emulated"):
+        npu.npu_dequant_swiglu_quant(half.npu(), quant_mode=1, activate_dim=0)

@@ -130,3 +130,49 @@ def test_rows_of_other_ranks_experts_go_last_and_nowhere() -> None:
     assert sorted_rows.flatten().tolist()[:3] == [0, 1, 1]
     assert place.tolist() == [-1, 0, 2, 1]
     assert tokens.tolist() == [2, 1]
+
+
+def test_routing_quantises_rows_and_moves_scales() -> None:
+    rows = torch.tensor([[1.0, -4.0], [0.5, 0.25]]).half().npu()
+    experts = torch.tensor([[1, 0], [0, 1]], dtype=torch.int32, device="npu")
+    how = {"expert_num": 2, "expert_tokens_num_type": 1, "active_expert_range": [0, 2]}
+    quantised, _, _, scales = _ops().npu_moe_init_routing_custom(rows, experts, quant_mode=1, **how)
+    assert quantised.tolist() == [[32, -127], [127, 64], [32, -127], [127, 64]]
+    torch.testing.assert_close(scales.cpu() * 127, torch.tensor([4.0, 0.5, 4.0, 0.5]))
+    scale = torch.tensor([2.0, 3.0], device="npu")
+    assert _ops().npu_moe_init_routing_custom(rows, experts, scale=scale, quant_mode=-1, **how)[3].tolist() == [
+        2,
+        3,
+        2,
+        3,
+    ]
+    with pytest.raises(NotImplementedError, match="smooths"):
+        _ops().npu_moe_init_routing_custom(rows, experts, scale=scale, quant_mode=1, **how)
+
+
+@pytest.mark.parametrize("limit", [0.0, 2.0])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_dequant_swiglu_quant_has_bounds_in_one_of_its_modes(limit: float, mode: int) -> None:
+    x, weight = torch.randint(-100, 100, (4, 16), dtype=torch.int32), torch.rand(16) / 10
+    token = torch.rand(4, 1)
+    gate, up = (x * weight * token).chunk(2, -1)
+    if mode == 1 and limit:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    wanted = torch.nn.functional.silu(gate) * up
+    given = {"weight_scale": weight.npu(), "activation_scale": token.npu()}
+    y, scale = _ops().npu_dequant_swiglu_quant(
+        x.npu(), **given, quant_mode=1, swiglu_mode=mode, clamp_limit=limit, activate_left=True
+    )
+    torch.testing.assert_close(scale.cpu(), wanted.abs().amax(-1) / 127)
+    assert (y.cpu() * scale.cpu().unsqueeze(1) - wanted).abs().max() <= scale.max().item() * 0.51
+
+
+def test_grouped_swiglu_is_torch_npu_s() -> None:
+    x, weight = torch.randint(-9, 9, (3, 16), dtype=torch.int8), torch.randint(-9, 9, (2, 16, 8), dtype=torch.int8)
+    scale, token, ends = torch.rand(2, 8), torch.rand(3), torch.tensor([1, 3])
+    on = [t.npu() for t in (x, weight, scale, token, ends)]
+    found = _ops().grouped_matmul_swiglu_quant_weight_nz(*on)
+    wanted = torch.ops.npu.npu_grouped_matmul_swiglu_quant(on[0], on[1], on[4], on[2], on[3])
+    assert torch.equal(found[0].cpu(), wanted[0].cpu()) and torch.equal(found[1].cpu(), wanted[1].cpu())
+    with pytest.raises(NotImplementedError, match="swiglu_limit"):
+        _ops().grouped_matmul_swiglu_quant_weight_nz(*on, swiglu_limit=7.0)

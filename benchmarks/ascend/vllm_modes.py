@@ -20,13 +20,11 @@ def _graphs(mode: str | None) -> dict[str, Any]:
     return {"compilation_config": asked if mode is None else {**asked, "cudagraph_mode": mode}}
 
 
-# A shorter start: vllm-ascend traces the patterns of its fusions on the device, those of quantised models as well.
-THEIRS = {"additional_config": {"ascend_compilation_config": {"fuse_norm_quant": False}}}
 OURS = {"VLLM_PLUGINS": "graphmode_ascend"}
 MODES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # arguments of vLLM's engine, environment
     "eager": ({"enforce_eager": True}, {}),
-    "ACLGraph, pieces": (_graphs("PIECEWISE") | THEIRS, {}),
-    "ACLGraph, whole": (_graphs("FULL_DECODE_ONLY") | THEIRS, {}),
+    "ACLGraph, pieces": (_graphs("PIECEWISE"), {}),
+    "ACLGraph, whole": (_graphs("FULL_DECODE_ONLY"), {}),
     "graphmode, pieces": (_graphs("PIECEWISE"), OURS),
     "graphmode, whole": (_graphs(None), OURS),
 }

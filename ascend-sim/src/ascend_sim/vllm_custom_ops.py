@@ -113,9 +113,12 @@ def moe_init_routing(
     active_expert_range: tuple[int, ...] = (),
     row_idx_type: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Rows by their experts; where each row went (or, row_idx_type 1, came from); how many tokens an expert has."""
-    if quant_mode != -1 or drop_pad_mode != 0:
-        raise NotImplementedError("npu_moe_init_routing_custom that quantises, drops or pads")
+    """Rows by their experts; where each row went (or, row_idx_type 1, came from); how many tokens an expert has.
+
+    Rows are quantised by quant_mode 1, and the last result is the scale of each; without, it is what the scale says.
+    """
+    if quant_mode not in (-1, 1) or (quant_mode == 1 and scale is not None) or drop_pad_mode != 0:
+        raise NotImplementedError("npu_moe_init_routing_custom that smooths, quantises by fixed scales, drops or pads")
     first, end = active_expert_range or (0, expert_num)
     count, flat = expert_idx.shape[-1], expert_idx.flatten()
     here = (flat >= first) & (flat < end)
@@ -130,4 +133,64 @@ def moe_init_routing(
     tokens = (flat.unsqueeze(0) == experts.unsqueeze(1)).sum(1)
     if expert_tokens_num_type == 0:
         tokens = tokens.cumsum(0)
-    return rows, where.to(torch.int32), tokens, x.new_empty(0, dtype=torch.float32)
+    if quant_mode == 1:
+        rows, scales = torch.ops.npu.npu_dynamic_quant(rows)
+    else:
+        scales = x.new_empty(0, dtype=torch.float32) if scale is None else scale.index_select(0, order // count)
+    return rows, where.to(torch.int32), tokens, scales
+
+
+@_op(
+    "grouped_matmul_swiglu_quant_weight_nz(Tensor x, Tensor weight, Tensor weight_scale, Tensor x_scale, "
+    "Tensor group_list, *, Tensor? bias=None, Tensor? offset=None, float swiglu_limit=0.0) "
+    "-> (Tensor output, Tensor output_scale, Tensor output_offset)"
+)
+def grouped_matmul_swiglu_quant(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    x_scale: Tensor,
+    group_list: Tensor,
+    *,
+    bias: Tensor | None = None,
+    offset: Tensor | None = None,
+    swiglu_limit: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch_npu's op, its arguments in another order."""
+    if swiglu_limit != 0:
+        raise NotImplementedError("grouped_matmul_swiglu_quant_weight_nz with a swiglu_limit")
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.npu.npu_grouped_matmul_swiglu_quant(
+        x, weight, group_list, weight_scale, x_scale, bias=bias, offset=offset
+    )
+    return found
+
+
+@_op(
+    "npu_dequant_swiglu_quant(Tensor x, *, Tensor? weight_scale=None, Tensor? activation_scale=None, "
+    "Tensor? bias=None, Tensor? quant_scale=None, Tensor? quant_offset=None, Tensor? group_index=None, "
+    "bool activate_left=True, int quant_mode=0, int swiglu_mode=0, float clamp_limit=0.0, float glu_alpha=1.0, "
+    "float glu_bias=0.0) -> (Tensor y, Tensor scale)"
+)
+def dequant_swiglu_quant(
+    x: Tensor,
+    *,
+    activate_left: bool = True,
+    quant_mode: int = 0,
+    swiglu_mode: int = 0,
+    clamp_limit: float = 0.0,
+    glu_alpha: float = 1.0,
+    glu_bias: float = 0.0,
+    **scales: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """torch_npu's op, but for swiglu_mode 1: halves there, too, and no bounds where the limit is 0.
+
+    By vllm-ascend's test_dequant_swiglu_quant.py.
+    """
+    how: dict[str, float] = {}
+    if swiglu_mode == 1:
+        limit = clamp_limit or torch.finfo(torch.float32).max
+        how = {"swiglu_mode": 2, "clamp_limit": limit, "glu_alpha": glu_alpha, "glu_bias": glu_bias}
+    found: tuple[Tensor, Tensor] = torch.ops.npu.npu_dequant_swiglu_quant(
+        x, **scales, activate_left=activate_left, quant_mode=quant_mode, **how
+    )
+    return found

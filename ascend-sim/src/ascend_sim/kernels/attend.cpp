@@ -8,7 +8,8 @@ Attended attend(const Tensor& query, const Tensor& key, const Tensor& value, con
   const int64_t heads = query.size(0), queries = query.size(1), key_heads = key.size(0), keys = key.size(1);
   const double lowest = -std::numeric_limits<double>::infinity();
   if (keys == 0 || queries == 0) {
-    return {at::zeros({heads, queries, value.size(2)}, at::kFloat), at::full({heads, queries}, -lowest, at::kFloat)};
+    const Tensor none = at::zeros({heads, queries}, at::kFloat);
+    return {at::zeros({heads, queries, value.size(2)}, at::kFloat), at::full_like(none, -lowest), none, none};
   }
   // Heads that share a key are rows of one product.
   const Tensor rows = query.to(at::kFloat).reshape({key_heads, heads / key_heads * queries, query.size(2)});
@@ -33,12 +34,15 @@ Attended attend(const Tensor& query, const Tensor& key, const Tensor& value, con
   Tensor out = at::bmm(scores.view({key_heads, heads / key_heads * queries, keys}), value.to(at::kFloat))
                    .view({heads, queries, value.size(2)});
   out.div_(sum).masked_fill_(blind, 0);
-  return {out, (highest + sum.log()).masked_fill_(blind, -lowest).squeeze(-1)};
+  const Tensor lse = (highest + sum.log()).masked_fill_(blind, -lowest);
+  return {out, lse.squeeze(-1), highest.squeeze(-1), sum.masked_fill(blind, 0).squeeze(-1)};
 }
 
 Tensor by_heads(const Tensor& tensor, const std::string& layout, int64_t heads) {
   if (layout == "BSH")
     return tensor.unflatten(-1, {heads, -1}).transpose(1, 2);
+  if (layout == "SBH")
+    return tensor.transpose(0, 1).unflatten(-1, {heads, -1}).transpose(1, 2);
   if (layout == "BSND")
     return tensor.transpose(1, 2);
   if (layout == "BNSD")

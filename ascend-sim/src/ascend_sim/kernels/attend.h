@@ -22,8 +22,9 @@ struct Attend {
 };
 
 struct Attended {
-  at::Tensor out;  // [heads, queries, width of a value]; zeros where a query sees nothing
-  at::Tensor lse;  // [heads, queries]; infinity there
+  at::Tensor out;           // [heads, queries, width of a value]; zeros where a query sees nothing
+  at::Tensor lse;           // [heads, queries]; infinity there
+  at::Tensor highest, sum;  // [heads, queries]: the softmax's highest score and its sum; zeros there
 };
 
 // query [heads, queries, width], key [key heads, keys, width], value [key heads, keys, width of a value]

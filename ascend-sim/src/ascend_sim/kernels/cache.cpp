@@ -1,14 +1,14 @@
 // Caches of keys and values, written and read by slot or block.
+#include "cache.h"
+
 #include <ATen/ATen.h>
 
 #include "reference.h"
 
 namespace sim {
-namespace {
 
 using at::Tensor;
 
-// Rows of `update` to the slots of a cache that is [blocks, rows of a block, ...]. A slot below zero is no slot.
 void write_slots(const Tensor& cache, const Tensor& update, const Tensor& slots) {
   const Tensor slot = slots.flatten().to(at::kLong);
   const Tensor rows = at::nonzero(slot >= 0).flatten();
@@ -18,6 +18,8 @@ void write_slots(const Tensor& cache, const Tensor& update, const Tensor& slots)
               " of a cache of ", cache.size(0), " blocks of ", size);
   cache.index_put_({to.div(size, "floor"), to.remainder(size)}, update.index_select(0, rows));
 }
+
+namespace {
 
 void check_slots(const char* op, const Tensor& update, const Tensor& cache, const Tensor& slots) {
   TORCH_CHECK(update.scalar_type() == cache.scalar_type(), op, ": rows are ", update.scalar_type(), ", the cache is ",

@@ -1,18 +1,16 @@
 // Mixtures of experts: which experts a token goes to, its way there and back, and matrix products by group.
 #include <ATen/ATen.h>
 
+#include <functional>
+
+#include "quant.h"
 #include "reference.h"
 
 namespace sim {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using torch::jit::Stack;
-
-bool given(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined();
-}
 
 // The k largest, of equals the first.
 std::pair<Tensor, Tensor> largest(const Tensor& scores, int64_t k) {
@@ -105,9 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> init_routing_v2(const Tensor& x, cons
   Tensor moved = x.index_select(0, order.narrow(0, 0, rows).div(k, "floor"));
   Tensor scales = at::empty({0}, at::kFloat);
   if (quant_mode == 1) {
-    const Tensor wide = moved.to(at::kFloat);
-    scales = wide.abs().amax(-1) / 127;
-    moved = (wide / scales.unsqueeze(-1)).nan_to_num_(0).round_().clamp_(-128, 127).to(at::kChar);
+    std::tie(moved, scales) = by_row(moved.to(at::kFloat));
   }
   const Tensor where = row_idx_type == 1 ? order.masked_fill(here.logical_not().index_select(0, order), -1)
                                          : place_of_each(order).masked_fill(here.logical_not(), -1);
@@ -208,6 +204,134 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> re_routing(const Tensor& tokens, cons
   return {moved, moved_scales, where, many.sum(0).to(counts.scalar_type())};
 }
 
+// Shows where each group's rows begin, and how many it has, if any.
+void for_groups(const std::string& op, const Tensor& ends, int64_t rows,
+                const std::function<void(int64_t, int64_t, int64_t)>& see) {
+  int64_t first = 0;
+  for (int64_t i = 0; i < ends.numel(); ++i) {
+    const int64_t end = ends[i].item<int64_t>();
+    TORCH_CHECK(end >= first && end <= rows, op, ": a group ends at row ", end, " of ", rows);
+    if (end > first)
+      see(i, first, end - first);
+    first = end;
+  }
+}
+
+// Rows of int8 by their group's weight, [groups, k, n] of int8: sums of products of int8 are exact in float64. Rows
+// behind the last group are zeros.
+Tensor grouped_int8_product(const std::string& op, const Tensor& x, const Tensor& weight, const Tensor& scale,
+                            const Tensor& ends) {
+  Tensor out = at::zeros({x.size(0), weight.size(2)}, at::kFloat);
+  for_groups(op, ends, x.size(0), [&](int64_t i, int64_t first, int64_t rows) {
+    const Tensor y = x.narrow(0, first, rows).to(at::kDouble).matmul(weight[i].to(at::kDouble)).to(at::kFloat);
+    out.narrow(0, first, rows).copy_(scale.defined() ? y * scale[i].to(at::kFloat) : y);
+  });
+  return out;
+}
+
+void check_grouped_int8(const std::string& op, const Tensor& x, const Tensor& weight, const Tensor& list) {
+  TORCH_CHECK(x.scalar_type() == at::kChar && weight.scalar_type() == at::kChar, op, " of ", x.scalar_type(), " and ",
+              weight.scalar_type(), " is not emulated: int8 is");
+  TORCH_CHECK(x.dim() == 2 && weight.dim() == 3 && x.size(1) == weight.size(1) && list.dim() == 1 &&
+                  list.size(0) == weight.size(0),
+              op, ": rows ", x.sizes(), ", weights of groups ", weight.sizes(), ", group_list ", list.sizes());
+}
+
+// op-plugin's _op_plugin_docs.py: npu_grouped_matmul_swiglu_quant, and docs: npu_grouped_matmul_swiglu_quant_v2.md. The
+// first half is activated.
+std::pair<Tensor, Tensor> grouped_swiglu_quant(const std::string& op, const Tensor& x, const Tensor& weight,
+                                               const Tensor& scale, const Tensor& token_scale, const Tensor& ends) {
+  const Tensor y = grouped_int8_product(op, x, weight, scale, ends) * token_scale.to(at::kFloat).view({-1, 1});
+  const auto halves = y.chunk(2, -1);
+  return by_row(at::silu(halves[0]) * halves[1]);
+}
+
+std::tuple<Tensor, Tensor, Tensor> grouped_matmul_swiglu_quant(const Tensor& x, const Tensor& weight,
+                                                               const Tensor& list, const Tensor& scale,
+                                                               const Tensor& token_scale, const OptionalTensor&,
+                                                               const OptionalTensor&) {
+  const auto [values, scales] =
+      grouped_swiglu_quant("npu_grouped_matmul_swiglu_quant", x, weight, scale, token_scale, list.to(at::kLong));
+  return {values, scales, at::empty({0}, at::kFloat)};  // the third one is for later versions
+}
+
+std::tuple<Tensor, Tensor, Tensor> grouped_matmul_swiglu_quant_shapes(const Tensor& x, const Tensor& weight,
+                                                                      const Tensor& list, const Tensor& scale,
+                                                                      const Tensor&, const OptionalTensor& bias,
+                                                                      const OptionalTensor& offset) {
+  const char* op = "npu_grouped_matmul_swiglu_quant";
+  TORCH_CHECK(!given(bias) && !given(offset), op, " with a bias or an offset is not emulated");
+  check_grouped_int8(op, x, weight, list);
+  const auto wide = x.options().dtype(at::kFloat);
+  return {at::empty({x.size(0), scale.size(-1) / 2}, x.options()), at::empty({x.size(0)}, wide), at::empty({}, wide)};
+}
+
+void grouped_matmul_swiglu_quant_v2(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const Arguments call(op, stack);
+  Tensor ends = call.tensor("group_list").to(at::kLong);
+  if (call.integer("group_list_type", 0) == 1)
+    ends = ends.cumsum(0);
+  auto [values, scales] =
+      grouped_swiglu_quant(call.op(), call.tensor("x"), call["weight"].toTensorVector().at(0),
+                           call["weight_scale"].toTensorVector().at(0), call.tensor("x_scale"), ends);
+  stack->emplace_back(std::move(values));
+  stack->emplace_back(std::move(scales));
+}
+
+void grouped_matmul_swiglu_quant_v2_shapes(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const Arguments call(op, stack);
+  for (const char* name : {"smooth_scale", "weight_assist_matrix", "bias", "x_dtype", "weight_dtype",
+                           "weight_scale_dtype", "x_scale_dtype"})
+    TORCH_CHECK(!call.has(name), call.op(), " with ", name, " is not emulated");
+  for (const auto& [name, value] :
+       {std::pair("dequant_mode", 0), std::pair("quant_mode", 0), std::pair("quant_dtype", 1)})
+    TORCH_CHECK(call.integer(name, value) == value, call.op(), " with ", name, " ", call.integer(name, value),
+                " is not emulated: ", value, " is");
+  const auto weight = call["weight"].toTensorVector(), scale = call["weight_scale"].toTensorVector();
+  TORCH_CHECK(weight.size() == 1 && scale.size() == 1, call.op(), ": weight and weight_scale are lists of one");
+  const Tensor x = call.tensor("x");
+  check_grouped_int8(call.op(), x, weight[0], call.tensor("group_list"));
+  stack->emplace_back(at::empty({x.size(0), scale[0].size(-1) / 2}, x.options()));
+  stack->emplace_back(at::empty({x.size(0)}, x.options().dtype(at::kFloat)));
+}
+
+// op-plugin docs: npu_grouped_matmul_finalize_routing.md: each row times its weight is added to its token's row.
+void grouped_matmul_finalize_routing(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const Arguments call(op, stack);
+  const Tensor x = call.tensor("x"), weight = call.tensor("w"), rows = call.tensor("row_index").to(at::kLong);
+  Tensor ends = call.tensor("group_list").to(at::kLong);
+  if (call.integer("group_list_type", 1) == 1)
+    ends = ends.cumsum(0);
+  Tensor y = grouped_int8_product(call.op(), x, weight, call.tensor("scale"), ends);
+  for (const char* factor : {"pertoken_scale", "logit"}) {
+    if (call.has(factor))
+      y = y * call.tensor(factor).to(at::kFloat).view({-1, 1});
+  }
+  const int64_t tokens = call.integer("output_bs", 0);
+  Tensor out = at::zeros({tokens == 0 ? x.size(0) : tokens, weight.size(2)}, at::kFloat);
+  out.index_add_(0, rows, y);
+  const Tensor shared = call.tensor("shared_input");
+  if (shared.defined()) {
+    const double factor = call.has("shared_input_weight") ? call.number("shared_input_weight") : 1;
+    out.narrow(0, call.integer("shared_input_offset", 0), shared.size(0)).add_(shared.to(at::kFloat), factor);
+  }
+  stack->emplace_back(out);
+}
+
+void grouped_matmul_finalize_routing_shapes(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
+  const Arguments call(op, stack);
+  for (const char* name : {"bias", "offset", "x_dtype", "w_dtype", "scale_dtype", "pertoken_scale_dtype"})
+    TORCH_CHECK(!call.has(name), call.op(), " with ", name, " is not emulated");
+  const Tensor x = call.tensor("x"), weight = call.tensor("w");
+  check_grouped_int8(call.op(), x, weight, call.tensor("group_list"));
+  TORCH_CHECK(call.has("row_index") && call.tensor("row_index").numel() == x.size(0), call.op(),
+              ": a row_index for each of ", x.size(0), " rows");
+  TORCH_CHECK(!call.has("dtype") || call["dtype"].toScalarType() == at::kFloat, call.op(),
+              " to another dtype than float32 is not emulated");
+  const int64_t tokens = call.integer("output_bs", 0);
+  stack->emplace_back(at::empty({tokens == 0 ? x.size(0) : tokens, weight.size(2)}, x.options().dtype(at::kFloat)));
+}
+
 // op-plugin docs: npu_grouped_matmul.md. Rows of one x by groups with a weight each, or pairs of x and weight.
 void grouped_matmul(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* stack) {
   const Arguments call(op, stack);
@@ -262,14 +386,9 @@ void grouped_matmul(const c10::OperatorHandle& op, c10::DispatchKeySet, Stack* s
     counts = counts.cumsum(0);
   const int64_t width = (stacked ? weight[0] : weight[0].unsqueeze(0)).size(2);
   Tensor out = at::zeros({x[0].size(0), width}, at::kFloat);
-  int64_t first = 0;
-  for (size_t i = 0; i < groups; ++i) {
-    const int64_t end = counts[static_cast<int64_t>(i)].item<int64_t>();
-    TORCH_CHECK(end >= first && end <= x[0].size(0), call.op(), ": a group ends at row ", end, " of ", x[0].size(0));
-    if (end > first)
-      out.narrow(0, first, end - first).copy_(product(x[0].narrow(0, first, end - first), i));
-    first = end;
-  }
+  for_groups(call.op(), counts, x[0].size(0), [&](int64_t i, int64_t first, int64_t rows) {
+    out.narrow(0, first, rows).copy_(product(x[0].narrow(0, first, rows), static_cast<size_t>(i)));
+  });
   if (!token_scale.empty())
     out = out * token_scale[0].to(at::kFloat).reshape({-1, 1});
   results.push_back(out);
@@ -298,7 +417,15 @@ void moe(Table& table) {
   table.add<&token_unpermute>("npu::npu_moe_token_unpermute");
   table.add<&token_unpermute_and_rows>("npu::_npu_moe_token_unpermute");
   table.add<&re_routing>("npu::npu_moe_re_routing");
-  table.add_boxed("npu::npu_grouped_matmul", c10::KernelFunction::makeFromBoxedFunction<&grouped_matmul>(), {});
+  using c10::KernelFunction;
+  table.add_boxed("npu::npu_grouped_matmul", KernelFunction::makeFromBoxedFunction<&grouped_matmul>(), {});
+  table.add<&grouped_matmul_swiglu_quant, &grouped_matmul_swiglu_quant_shapes>("npu::npu_grouped_matmul_swiglu_quant");
+  table.add_boxed("npu::npu_grouped_matmul_swiglu_quant_v2",
+                  KernelFunction::makeFromBoxedFunction<&grouped_matmul_swiglu_quant_v2>(),
+                  KernelFunction::makeFromBoxedFunction<&grouped_matmul_swiglu_quant_v2_shapes>());
+  table.add_boxed("npu::npu_grouped_matmul_finalize_routing",
+                  KernelFunction::makeFromBoxedFunction<&grouped_matmul_finalize_routing>(),
+                  KernelFunction::makeFromBoxedFunction<&grouped_matmul_finalize_routing_shapes>());
 }
 
 }  // namespace sim

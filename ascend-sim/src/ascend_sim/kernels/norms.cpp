@@ -1,21 +1,14 @@
 // Root-mean-square norms. Computed in float32, rounded once.
+#include "norms.h"
+
 #include <ATen/ATen.h>
 
 #include "reference.h"
 
 namespace sim {
-namespace {
 
 using at::Tensor;
 
-void check_norm(const char* op, const Tensor& x, const Tensor& gamma) {
-  TORCH_CHECK(at::isFloatingType(x.scalar_type()) && x.scalar_type() != at::kDouble, op,
-              " takes float32, float16 or bfloat16, not ", x.scalar_type());
-  TORCH_CHECK(gamma.dim() <= x.dim() && gamma.sizes().equals(x.sizes().slice(x.dim() - gamma.dim())), op,
-              ": gamma's shape ", gamma.sizes(), " is not the end of x's, ", x.sizes());
-}
-
-// x / rms(x) over the last `dimensions`, in float32, and 1 / rms(x).
 std::tuple<Tensor, Tensor> normalised(const Tensor& x, int64_t dimensions, double epsilon) {
   std::vector<int64_t> over;
   for (int64_t d = 1; d <= dimensions; ++d)
@@ -23,6 +16,15 @@ std::tuple<Tensor, Tensor> normalised(const Tensor& x, int64_t dimensions, doubl
   const Tensor wide = x.to(at::kFloat);
   const Tensor rstd = wide.square().mean(over, /*keepdim=*/true).add(epsilon).rsqrt();
   return {wide * rstd, rstd};
+}
+
+namespace {
+
+void check_norm(const char* op, const Tensor& x, const Tensor& gamma) {
+  TORCH_CHECK(at::isFloatingType(x.scalar_type()) && x.scalar_type() != at::kDouble, op,
+              " takes float32, float16 or bfloat16, not ", x.scalar_type());
+  TORCH_CHECK(gamma.dim() <= x.dim() && gamma.sizes().equals(x.sizes().slice(x.dim() - gamma.dim())), op,
+              ": gamma's shape ", gamma.sizes(), " is not the end of x's, ", x.sizes());
 }
 
 // op-plugin docs: npu_rms_norm.md

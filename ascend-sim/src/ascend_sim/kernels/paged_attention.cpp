@@ -2,6 +2,8 @@
 // Tokens are packed, a cache is [blocks, rows, heads, width], and lengths are one for each sequence.
 #include <ATen/ATen.h>
 
+#include <numeric>
+
 #include "attend.h"
 #include "reference.h"
 
@@ -145,16 +147,29 @@ void flash_attention_qlens(const Tensor& query, const Tensor& key_cache, const T
   }
 }
 
-// PagedCacheLoadAtb.cpp: the rows of each sequence, one sequence behind the other.
+// How many rows of each sequence a load asks for; sums may begin with a zero.
+std::vector<int64_t> rows_to_load(const Tensor& lengths, const Tensor& table, bool sums) {
+  std::vector<int64_t> rows = integers(lengths);
+  if (!sums)
+    return rows;
+  if (lengths.numel() == table.size(0) + 1)
+    rows.erase(rows.begin());
+  std::adjacent_difference(rows.begin(), rows.end(), rows.begin());
+  return rows;
+}
+
+// PagedCacheLoadAtb.cpp and op-plugin's _atb_api_docs.py: the rows of each sequence, one sequence behind the other. A
+// sequence's first row is that of the block in which its start lies, as in op-plugin's test_atb_paged_cache_load.py.
 std::tuple<Tensor, Tensor> paged_cache_load_out(const Tensor& key_cache, const Tensor& value_cache, const Tensor& table,
                                                 const Tensor& lengths, const std::optional<Tensor>& starts, bool sums,
                                                 Tensor& key, Tensor& value) {
-  TORCH_CHECK(!starts.has_value(), "npu_paged_cache_load with seq_starts is not emulated");
+  const auto first_of = given(starts) ? integers(*starts) : std::vector<int64_t>(static_cast<size_t>(table.size(0)));
   int64_t first = 0, i = 0;
-  for (const int64_t given : integers(lengths)) {
-    const int64_t rows = sums ? given - first : given;
+  for (const int64_t rows : rows_to_load(lengths, table, sums)) {
+    const int64_t block = first_of[static_cast<size_t>(i)] / key_cache.size(1);
+    const Tensor blocks = table[i].narrow(0, block, table.size(1) - block);
     for (const auto& [cache, out] : {std::pair(&key_cache, &key), std::pair(&value_cache, &value)}) {
-      out->narrow(0, first, rows).copy_(paged(cache->transpose(1, 2), table[i], rows).transpose(0, 1));
+      out->narrow(0, first, rows).copy_(paged(cache->transpose(1, 2), blocks, rows).transpose(0, 1));
     }
     first += rows;
     ++i;
@@ -162,21 +177,43 @@ std::tuple<Tensor, Tensor> paged_cache_load_out(const Tensor& key_cache, const T
   return {key, value};
 }
 
+// op-plugin docs: npu_attention_update.md: what parts of the keys gave, by the sums of their softmaxes. Infinity is the
+// sum of a part in which nothing was seen, as attention ops give it: CANN's ops-transformer, decode_update.h.
+std::tuple<Tensor, Tensor> attention_update(at::TensorList sums, at::TensorList outs, int64_t type) {
+  TORCH_CHECK(!sums.empty() && sums.size() == outs.size(), "npu_attention_update: ", sums.size(), " lse and ",
+              outs.size(), " local_out");
+  TORCH_CHECK(type == 0 || type == 1, "npu_attention_update has no update_type ", type);
+  const double blind = std::numeric_limits<double>::infinity();
+  const Tensor given = at::stack(sums).to(at::kFloat), parts = given.masked_fill(given == blind, -blind);
+  const Tensor sum = parts.logsumexp(0, false);
+  const Tensor weights = (parts - sum).exp().unsqueeze(-1);
+  const Tensor out = (at::stack(outs).to(at::kFloat) * weights).sum(0).to(outs[0].scalar_type());
+  return {out, type == 1 ? sum : at::empty({0}, at::kFloat)};
+}
+
+std::tuple<Tensor, Tensor> attention_update_shapes(at::TensorList sums, at::TensorList outs, int64_t) {
+  for (size_t i = 0; i < std::min(sums.size(), outs.size()); ++i) {
+    TORCH_CHECK(sums[i].dim() == 1 && outs[i].dim() == 2 && outs[i].size(0) == sums[i].size(0) &&
+                    outs[i].sizes().equals(outs[0].sizes()),
+                "npu_attention_update: lse ", sums[i].sizes(), " and local_out ", outs[i].sizes());
+  }
+  return {at::empty_like(outs[0]), at::empty_like(sums[0])};
+}
+
 std::tuple<Tensor, Tensor> paged_cache_load(const Tensor& key_cache, const Tensor& value_cache, const Tensor& table,
                                             const Tensor& lengths, const std::optional<Tensor>& starts, bool sums) {
-  const auto rows = integers(lengths);
-  const int64_t all = rows.empty() ? 0 : sums ? rows.back() : sum(rows);
+  const int64_t all = sum(rows_to_load(lengths, table, sums));
   Tensor key = at::empty({all, key_cache.size(2), key_cache.size(3)}, key_cache.options());
   Tensor value = at::empty({all, value_cache.size(2), value_cache.size(3)}, value_cache.options());
   return paged_cache_load_out(key_cache, value_cache, table, lengths, starts, sums, key, value);
 }
 
 // As many rows as the lengths say: known without the device where they lie on the host.
-std::tuple<Tensor, Tensor> paged_cache_load_shape(const Tensor& key_cache, const Tensor& value_cache, const Tensor&,
-                                                  const Tensor& lengths, const std::optional<Tensor>&, bool sums) {
+std::tuple<Tensor, Tensor> paged_cache_load_shape(const Tensor& key_cache, const Tensor& value_cache,
+                                                  const Tensor& table, const Tensor& lengths,
+                                                  const std::optional<Tensor>&, bool sums) {
   TORCH_CHECK_NOT_IMPLEMENTED(lengths.is_cpu(), "lengths on the device");
-  const auto rows = integers(lengths);
-  const int64_t all = rows.empty() ? 0 : sums ? rows.back() : sum(rows);
+  const int64_t all = sum(rows_to_load(lengths, table, sums));
   return {at::empty({all, key_cache.size(2), key_cache.size(3)}, key_cache.options()),
           at::empty({all, value_cache.size(2), value_cache.size(3)}, value_cache.options())};
 }
@@ -202,8 +239,9 @@ std::tuple<Tensor, Tensor> ring_mla_out(const Tensor& q_nope, const Tensor& q_ro
     how.scale = scale;
     if (causal)
       how.band = Band{columns[i] - rows[i], columns[i], 0};
-    auto [found, sums] = attend(q.narrow(1, first, rows[i]), k.narrow(1, first_key, columns[i]),
-                                v.narrow(1, first_key, columns[i]), how);
+    const Attended part = attend(q.narrow(1, first, rows[i]), k.narrow(1, first_key, columns[i]),
+                                 v.narrow(1, first_key, columns[i]), how);
+    Tensor found = part.out, sums = part.lse;
     if (merges) {
       const Tensor old = previous->transpose(0, 1).narrow(1, first, rows[i]).to(at::kFloat);
       const Tensor old_sums = previous_lse->narrow(1, first, rows[i]).to(at::kFloat);
@@ -271,6 +309,7 @@ void paged_attention(Table& table) {
   table.add<&flash_attention_qlens>("atb::_npu_flash_attention_qlens");
   table.add<&paged_cache_load, &paged_cache_load_shape>("atb::npu_paged_cache_load");
   table.add<&paged_cache_load_out>("atb::npu_paged_cache_load.out");
+  table.add<&attention_update, &attention_update_shapes>("npu::npu_attention_update");
   table.add<&ring_mla, &ring_mla_shape>("atb::npu_ring_mla");
   table.add<&ring_mla_out>("atb::npu_ring_mla.out");
   table.add<&matmul_add_fp32, &check_matmul_add_fp32>("atb::_npu_matmul_add_fp32");

@@ -7,7 +7,6 @@ namespace sim {
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 // op-plugin docs: npu_linear.md
 Tensor linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
@@ -56,6 +55,14 @@ Tensor& dtype_cast_(Tensor& x, const Tensor& other) {
   return x.copy_(other);
 }
 
+// op-plugin docs: npu_prefetch.md: a weight goes into the device's own cache, which changes no value.
+void prefetch(const Tensor&, const OptionalTensor&, int64_t, int64_t) {}
+
+void check_prefetch(const Tensor& weight, const OptionalTensor&, int64_t size, int64_t offset) {
+  TORCH_CHECK(size > 0 && offset >= 0 && offset < static_cast<int64_t>(weight.nbytes()), "npu_prefetch: ", size,
+              " bytes from ", offset, " of ", weight.nbytes());
+}
+
 }  // namespace
 
 void products(Table& table) {
@@ -66,6 +73,7 @@ void products(Table& table) {
   table.add<&dtype_cast, &dtype_cast>("npu::npu_dtype_cast");
   table.add<&own_dtype_cast, &own_dtype_cast>("npu::_npu_dtype_cast");
   table.add<&dtype_cast_, &dtype_cast_>("npu::npu_dtype_cast_");
+  table.add<&prefetch, &check_prefetch>("npu::npu_prefetch");
 }
 
 }  // namespace sim

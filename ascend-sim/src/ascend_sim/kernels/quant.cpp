@@ -1,44 +1,47 @@
 // Quantisation, by token and by fixed scales, alone and behind norms, and matrix products of quantised numbers.
+#include "quant.h"
+
 #include <ATen/ATen.h>
 
+#include "norms.h"
 #include "reference.h"
 
 namespace sim {
-namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
-bool given(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined();
-}
-
-Tensor wide(const Tensor& tensor) {
-  return tensor.to(at::kFloat);
-}
 
 Tensor to_int8(const Tensor& values) {
   return values.nan_to_num(0).round_().clamp_(-128, 127).to(at::kChar);
+}
+
+std::pair<Tensor, Tensor> by_row(const Tensor& x) {
+  const Tensor scale = x.abs().amax(-1, true) / 127;
+  return {to_int8(x / scale), scale.squeeze(-1)};
+}
+
+namespace {
+
+Tensor wide(const Tensor& tensor) {
+  return tensor.to(at::kFloat);
 }
 
 void check_int8(const char* op, std::optional<int64_t> dtype) {
   TORCH_CHECK(dtype.value_or(1) == static_cast<int64_t>(at::kChar), op, " to another dtype than int8 is not emulated");
 }
 
-// Values in int8, and the scale of each row. A row of zeros has the scale zero, and stays zeros.
-std::pair<Tensor, Tensor> by_row(const Tensor& x) {
-  const Tensor scale = x.abs().amax(-1, true) / 127;
-  return {to_int8(x / scale), scale.squeeze(-1)};
+// The group of each row; groups end where the indices say.
+Tensor group_of_rows(const Tensor& ends, int64_t rows) {
+  return at::searchsorted(ends.to(at::kLong).contiguous(), at::arange(rows, ends.options().dtype(at::kLong)), false,
+                          /*right=*/true);
 }
 
-// Each row times its group's own factors; groups end where the indices say.
+// Each row times its group's own factors.
 Tensor smoothed(const Tensor& x, const OptionalTensor& factors, const OptionalTensor& ends) {
   if (!given(factors))
     return wide(x);
   if (!given(ends))
     return wide(x) * wide(*factors);
-  const Tensor rows = at::arange(x.numel() / x.size(-1)), until = ends->to(at::kLong);
-  const Tensor group = at::searchsorted(until.contiguous(), rows, false, /*right=*/true);
+  const Tensor group = group_of_rows(*ends, x.numel() / x.size(-1));
   return wide(x) * wide(*factors).index_select(0, group).view_as(x);
 }
 
@@ -69,10 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> dynamic_quant_asymmetric(const Tensor& x, con
 }
 
 Tensor sum_normalised(const Tensor& x, const Tensor& gamma, const OptionalTensor& beta, double epsilon) {
-  std::vector<int64_t> over;
-  for (int64_t d = 1; d <= gamma.dim(); ++d)
-    over.push_back(-d);
-  const Tensor y = wide(x) * wide(x).square().mean(over, true).add(epsilon).rsqrt() * wide(gamma);
+  const Tensor y = std::get<0>(normalised(x, gamma.dim(), epsilon)) * wide(gamma);
   return given(beta) ? y + wide(*beta) : y;
 }
 
@@ -189,6 +189,121 @@ Tensor weight_quant_batchmatmul(const Tensor& x, const Tensor& weight, const Ten
   return y.to(x.scalar_type());
 }
 
+// What each row's group has of factors by group: [groups], or [groups, columns]. Rows behind the last group have the
+// last one's: nobody may read them.
+Tensor by_group(const Tensor& factors, const Tensor& group) {
+  const Tensor rows = wide(factors).index_select(0, group.clamp_max(factors.size(0) - 1));
+  return rows.dim() == 1 ? rows.unsqueeze(-1) : rows;
+}
+
+// Values of [rows, columns] in int8: by a scale and an offset for each column, or by the scale that each row then has.
+std::pair<Tensor, Tensor> quantised(const Tensor& values, bool dynamic) {
+  // The fixed scales are the caller's: no result is made of them.
+  return dynamic ? by_row(values) : std::pair(to_int8(values), at::empty({0}, at::kFloat));
+}
+
+// op-plugin docs: npu_swiglu_quant.md, and for fixed scales CANN's swi_glu_quant README: they multiply.
+std::tuple<Tensor, Tensor> swiglu_quant(const Tensor& x, const OptionalTensor& scales, const OptionalTensor& offsets,
+                                        const OptionalTensor& groups, bool left, int64_t mode, int64_t list_type,
+                                        std::optional<at::ScalarType>) {
+  const auto halves = wide(x).reshape({-1, x.size(-1)}).chunk(2, -1);
+  Tensor y = at::silu(halves[left ? 0 : 1]) * halves[left ? 1 : 0];
+  Tensor group = at::zeros({y.size(0)}, at::kLong);
+  if (given(groups))
+    group = group_of_rows(list_type == 1 ? groups->to(at::kLong).cumsum(0) : *groups, y.size(0));
+  if (given(scales))
+    y = y * by_group(*scales, group);
+  if (given(offsets) && mode == 0)
+    y = y + by_group(*offsets, group);
+  const auto [values, scale] = quantised(y, mode == 1);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() /= 2;
+  return {values.view(sizes), mode == 1 ? scale.view(x.sizes().slice(0, x.dim() - 1)) : scale};
+}
+
+std::tuple<Tensor, Tensor> swiglu_quant_shapes(const Tensor& x, const OptionalTensor& scales,
+                                               const OptionalTensor& offsets, const OptionalTensor&, bool, int64_t mode,
+                                               int64_t list_type, std::optional<at::ScalarType> dtype) {
+  const char* op = "npu_swiglu_quant";
+  TORCH_CHECK(dtype.value_or(at::kChar) == at::kChar, op, " to ", *dtype, " is not emulated: int8 is");
+  TORCH_CHECK((mode == 0 || mode == 1) && (list_type == 0 || list_type == 1), op, " has no quant_mode ", mode,
+              " with group_list_type ", list_type);
+  TORCH_CHECK(x.dim() > 1 && x.size(-1) % 2 == 0, op, ": the last dimension of ", x.sizes(), " can't be halved");
+  TORCH_CHECK(mode == 1 || (given(scales) && given(offsets) && scales->sizes().equals(offsets->sizes())), op,
+              ": quant_mode 0 needs smooth_scales and offsets of one shape");
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() /= 2;
+  return {at::empty(sizes, x.options().dtype(at::kChar)),
+          at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat))};
+}
+
+// The activation that op-plugin's npu_dequant_swiglu_quant.md calls a variant: bounded, and with a slope and a bias.
+Tensor bounded_swiglu(const Tensor& gate, const Tensor& linear, double limit, double alpha, double bias) {
+  const Tensor glu = gate.clamp_max(limit);
+  return glu * (glu * alpha).sigmoid() * (linear.clamp(-limit, limit) + bias);
+}
+
+// op-plugin docs: npu_dequant_swiglu_quant.md; what its formulas leave open (where the bias comes in, that fixed scales
+// divide): the definition in op-plugin's test_npu_dequant_swiglu_quant.py. Groups are counted.
+std::tuple<Tensor, Tensor> dequant_swiglu_quant(const Tensor& x, const OptionalTensor& weight_scale,
+                                                const OptionalTensor& token_scale, const OptionalTensor& bias,
+                                                const OptionalTensor& scale, const OptionalTensor& offset,
+                                                const OptionalTensor& groups, bool left, int64_t mode,
+                                                std::optional<int64_t>, std::optional<int64_t>, std::optional<int64_t>,
+                                                int64_t swiglu_mode, double limit, double alpha, double glu_bias) {
+  const Tensor flat = x.reshape({-1, x.size(-1)});
+  const Tensor group = given(groups) ? group_of_rows(groups->to(at::kLong).cumsum(0), flat.size(0))
+                                     : at::zeros({flat.size(0)}, at::kLong);
+  const auto of_columns = [&](const Tensor& t) { return by_group(t.reshape({-1, x.size(-1)}), group); };
+  Tensor y = wide(given(bias) && !at::isFloatingType(bias->scalar_type()) ? flat + *bias : flat);
+  if (given(weight_scale))
+    y = y * of_columns(*weight_scale);
+  if (given(token_scale))
+    y = y * wide(*token_scale).reshape({-1, 1});
+  if (given(bias) && at::isFloatingType(bias->scalar_type()))
+    y = y + wide(*bias);
+  if (swiglu_mode == 1) {
+    const Tensor pairs = y.unflatten(-1, {-1, 2});
+    y = bounded_swiglu(pairs.select(-1, 0), pairs.select(-1, 1), limit, alpha, glu_bias);
+  } else {
+    const auto halves = y.chunk(2, -1);
+    const Tensor gate = halves[left ? 0 : 1], linear = halves[left ? 1 : 0];
+    y = swiglu_mode == 2 ? bounded_swiglu(gate, linear, limit, alpha, glu_bias) : at::silu(gate) * linear;
+  }
+  if (given(scale))
+    y = mode == 1 ? y * by_group(*scale, group) : y / by_group(*scale, group);
+  if (given(offset) && mode == 0)
+    y = y + by_group(*offset, group);
+  const auto [values, found] = quantised(y, mode == 1);
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() /= 2;
+  return {values.view(sizes), mode == 1 ? found.view(x.sizes().slice(0, x.dim() - 1)) : found};
+}
+
+std::tuple<Tensor, Tensor> dequant_swiglu_quant_shapes(const Tensor& x, const OptionalTensor& weight_scale,
+                                                       const OptionalTensor& token_scale, const OptionalTensor& bias,
+                                                       const OptionalTensor&, const OptionalTensor&,
+                                                       const OptionalTensor& groups, bool, int64_t mode,
+                                                       std::optional<int64_t> dtype, std::optional<int64_t> rounding,
+                                                       std::optional<int64_t> dimension, int64_t swiglu_mode, double,
+                                                       double, double) {
+  const char* op = "npu_dequant_swiglu_quant";
+  check_int8(op, dtype);
+  TORCH_CHECK(rounding.value_or(0) == 0, op, " with round_mode ", rounding.value_or(0), " is not emulated: 0 is");
+  TORCH_CHECK(dimension.value_or(-1) == -1 || *dimension == x.dim() - 1, op, " with activate_dim ",
+              dimension.value_or(-1), " is not emulated: the last one is");
+  TORCH_CHECK((mode == 0 || mode == 1) && swiglu_mode >= 0 && swiglu_mode <= 2, op, " has no quant_mode ", mode,
+              " with swiglu_mode ", swiglu_mode);
+  TORCH_CHECK(x.dim() > 1 && x.size(-1) % 2 == 0, op, ": the last dimension of ", x.sizes(), " can't be halved");
+  TORCH_CHECK(x.scalar_type() == at::kInt || (!given(weight_scale) && !given(token_scale) && !given(bias)), op, " of ",
+              x.scalar_type(), " with weight_scale, activation_scale or bias is not emulated: int32 has them");
+  TORCH_CHECK(!given(groups) || !given(bias), op, ": no bias with a group_index");
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() /= 2;
+  return {at::empty(sizes, x.options().dtype(at::kChar)),
+          at::empty(x.sizes().slice(0, x.dim() - 1), x.options().dtype(at::kFloat))};
+}
+
 }  // namespace
 
 void quant(Table& table) {
@@ -197,6 +312,8 @@ void quant(Table& table) {
   table.add<&add_rms_norm_quant>("npu::npu_add_rms_norm_quant");
   table.add<&add_rms_norm_dynamic_quant, &add_rms_norm_dynamic_quant>("npu::npu_add_rms_norm_dynamic_quant");
   table.add<&quantize, &quantize>("npu::npu_quantize");
+  table.add<&swiglu_quant, &swiglu_quant_shapes>("npu::npu_swiglu_quant");
+  table.add<&dequant_swiglu_quant, &dequant_swiglu_quant_shapes>("npu::npu_dequant_swiglu_quant");
   table.add<&quant_matmul, &quant_matmul>("npu::npu_quant_matmul");
   table.add<&weight_quant_batchmatmul, &weight_quant_batchmatmul>("npu::npu_weight_quant_batchmatmul");
 }

@@ -9,6 +9,8 @@ Table made() {
   activations(table);
   attention(table);
   paged_attention(table);
+  fusion_attention(table);
+  mla(table);
   cache(table);
   moe(table);
   quant(table);

@@ -16,6 +16,12 @@
 
 namespace sim {
 
+using OptionalTensor = std::optional<at::Tensor>;
+
+inline bool given(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined();
+}
+
 struct Reference {
   c10::KernelFunction values;  // on tensors of the host, in the stream's turn; none for an op that is no task
   c10::KernelFunction shapes;  // the same on metadata, at the call; none: the op's own meta kernel says
@@ -91,6 +97,15 @@ class Arguments {
   int64_t integer(const std::string& name, int64_t otherwise) const {
     return has(name) ? (*this)[name].toInt() : otherwise;
   }
+  double number(const std::string& name) const {
+    return (*this)[name].toDouble();
+  }
+  bool flag(const std::string& name) const {
+    return (*this)[name].toBool();
+  }
+  const std::string& text(const std::string& name) const {
+    return (*this)[name].toStringRef();
+  }
   const std::string& op() const {
     return schema_.name();
   }
@@ -106,6 +121,8 @@ void rotary(Table& table);
 void activations(Table& table);
 void attention(Table& table);
 void paged_attention(Table& table);
+void fusion_attention(Table& table);
+void mla(Table& table);
 void cache(Table& table);
 void moe(Table& table);
 void quant(Table& table);

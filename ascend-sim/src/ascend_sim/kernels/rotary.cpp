@@ -1,12 +1,15 @@
 // Rotary position embeddings. Computed in float32, rounded once.
+#include "rotary.h"
+
 #include <ATen/ATen.h>
 
 #include "reference.h"
 
 namespace sim {
-namespace {
 
 using at::Tensor;
+
+namespace {
 
 // Halves swapped, the second negated; or pairs, "interleave".
 Tensor rotated(const Tensor& x, bool pairs) {
@@ -18,10 +21,18 @@ Tensor rotated(const Tensor& x, bool pairs) {
   return at::stack({two.select(-1, 1).neg(), two.select(-1, 0)}, -1).flatten(-2);
 }
 
+}  // namespace
+
 Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool pairs) {
   const Tensor wide = x.to(at::kFloat);
   return wide * cos.to(at::kFloat) + rotated(wide, pairs) * sin.to(at::kFloat);
 }
+
+Tensor taken_apart(const Tensor& x) {
+  return x.unflatten(-1, {-1, 2}).transpose(-1, -2).flatten(-2);
+}
+
+namespace {
 
 bool pairs_of(const char* op, c10::string_view mode) {
   TORCH_CHECK(mode == "half" || mode == "interleave", op, " with rotary_mode='", mode,
@@ -100,8 +111,7 @@ void check_rotary_embedding(const Tensor& positions, Tensor& query, Tensor& key,
 
 // op-plugin docs: npu_interleave_rope.md: pairs are taken apart into halves, then turned as halves.
 Tensor interleave_rope(const Tensor& x, const Tensor& cos, const Tensor& sin) {
-  const Tensor halves = x.unflatten(-1, {-1, 2}).transpose(-1, -2).flatten(-2);
-  return turned(halves, cos, sin, false).to(x.scalar_type());
+  return turned(taken_apart(x), cos, sin, false).to(x.scalar_type());
 }
 
 }  // namespace
