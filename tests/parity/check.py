@@ -15,7 +15,7 @@ import torch
 
 from .compare import Difference, Outcome, compare, same_values
 from .garbage import allocator_fills_with
-from .samples import CALLS, Case, rng_state, seed_everything
+from .samples import CALLS, Case, rng_state, seed_everything, synchronize, waits_for_the_device
 from .session import Driver, Refused, Session, Tally
 from .storage import clone_group
 
@@ -23,7 +23,7 @@ REPLAYED = "replayed"
 COUNTED = "counted"  # ran outside a graph, and the reason was counted
 REFUSED = "refused"  # a raw graph said why it cannot capture
 NO_GRAPH = "no graph"  # Dynamo handed no graph to the backend
-NO_REFERENCE = "no reference"  # eager raises on the CPU
+NO_REFERENCE = "no reference"  # eager raises
 LISTED = "listed"  # differs, as exceptions.py says
 PASSING = (REPLAYED, COUNTED, REFUSED, NO_GRAPH, NO_REFERENCE, LISTED)
 
@@ -99,7 +99,10 @@ def _run(case: Case, driver: Driver, must_replay: bool, listed: bool) -> Result:
     result.reasons = dict(tally.reasons or tally.dynamo_reasons)
     if difference is not None:
         return _ended(result, difference.kind, difference.detail)
-    return _ended(result, *_account(tally, must_replay))
+    kind, detail = _account(tally, must_replay)
+    if kind == NOT_REPLAYED and waits_for_the_device(lambda: case.call(clone_group(case.values[0]))):
+        kind = COUNTED
+    return _ended(result, kind, detail)
 
 
 def _account(tally: Tally, must_replay: bool) -> tuple[str, str]:
@@ -139,6 +142,7 @@ def _observe(case: Case, number: int, call: Callable[[list[Any]], tuple[object, 
     tensors = clone_group(case.values[number])
     seed_everything(5000 + number)
     result, inputs = call(tensors)
+    synchronize()  # an error of the device's is this call's
     return Outcome(result, inputs, rng_state())
 
 

@@ -94,6 +94,26 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def synchronize() -> None:
+    """Waits for the device, which raises what a task of it raised."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def waits_for_the_device(call: Callable[[], object]) -> bool:
+    """Whether the call itself does, in eager, as where the host computes what the device can't: no capture may."""
+    if DEVICE.type == "cpu":
+        return False
+    import ascend_sim
+
+    def waits() -> int:
+        return sum(n for name, n in ascend_sim.calls().items() if "Synchronize" in name)
+
+    before = waits()
+    call()
+    return waits() > before
+
+
 def rng_state() -> Tensor:
     """Of the CPU's generator, and of the device's where that is another."""
     states = [torch.get_rng_state()]
