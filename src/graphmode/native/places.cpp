@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "mode.h"
+
 namespace graphmode {
 
 namespace py = pybind11;
@@ -30,15 +32,7 @@ void put(std::string& to, PyObject* value) {
   }
 }
 
-py::bytes places(const std::vector<py::object>& tensors) {
-  std::string found;
-  for (const auto& t : tensors) {
-    put(found, t.ptr());
-  }
-  return found;
-}
-
-// The same of what dicts hold under given names by now. Between two steps of a large model none of it stays in the
+// The places of what dicts hold under given names by now. Between two steps of a large model none of it stays in the
 // processor's cache, and one look follows the other through five addresses: so they are fetched ahead, from where they
 // were the last time. Nothing is read through what is remembered, and the pairs stay Python's.
 class HeldPlaces {
@@ -95,10 +89,75 @@ class HeldPlaces {
   std::vector<At> at_;
 };
 
+template <class T>
+void put_bits(std::string& to, T value) {
+  to.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+void put_text(std::string& to, const char* text, Py_ssize_t length) {
+  put_bits(to, length);
+  to.append(text, static_cast<size_t>(length));
+}
+
+// A tensor's place, or a plain value by its bits, each after a letter for its kind; false for anything else.
+bool put_argument(std::string& to, PyObject* value) {
+  if (THPVariable_CheckExact(value)) {
+    to += 't';
+    put(to, value);
+  } else if (value == Py_None) {
+    to += 'n';
+  } else if (PyBool_Check(value)) {
+    to += value == Py_True ? 'y' : 'f';
+  } else if (PyLong_CheckExact(value)) {
+    const long long number = PyLong_AsLongLong(value);
+    if (number == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    to += 'i';
+    put_bits(to, number);
+  } else if (PyFloat_CheckExact(value)) {
+    to += 'd';
+    put_bits(to, PyFloat_AS_DOUBLE(value));
+  } else if (PyUnicode_CheckExact(value)) {
+    Py_ssize_t length = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(value, &length);
+    if (text == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    to += 's';
+    put_text(to, text, length);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// What a call depends on besides weights; None where an argument is neither a tensor nor a plain value.
+py::object spot(const py::tuple& args, const py::dict& kwargs) {
+  std::string found;
+  for (const uint64_t word : current_mode().words) {
+    put_bits(found, word);
+  }
+  for (const auto& value : args) {
+    if (!put_argument(found, value.ptr())) {
+      return py::none();
+    }
+  }
+  found += '*';
+  for (const auto& [name, value] : kwargs) {
+    if (!put_argument(found, name.ptr()) || !put_argument(found, value.ptr())) {
+      return py::none();
+    }
+  }
+  return py::bytes(found);
+}
+
 }  // namespace
 
 void bind_places(py::module_& m) {
-  m.def("places", &places, "Equal bytes, equal places.");
+  m.def("spot", &spot, "Equal bytes, equal calls, but for weights.");
   py::class_<HeldPlaces>(m, "HeldPlaces").def(py::init<>()).def("now", &HeldPlaces::now);
 }
 

@@ -5,15 +5,13 @@ Owns the comparison and the walk through nested containers, no decision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._library.opaque_object import is_opaque_type
 from vllm.sequence import IntermediateTensors
-
-from graphmode import _C
 
 _PLAIN = (int, float, bool, str, bytes, type(None), torch.dtype, torch.device)
 
@@ -41,23 +39,6 @@ class Place:
         if self.modes != now.modes:
             return "a mode of torch (gradients, inference, autocast, threads) is another one than at the capture"
         return "the call has other inputs than the one that was captured"
-
-
-def spot_of(args: Sequence[Any], kwargs: Mapping[str, Any], weights: bytes) -> Any:
-    """What a place tells, mostly in native code: equal spots are equal places. None for what has no spot."""
-    if torch.is_grad_enabled():
-        return None
-    tensors: list[torch.Tensor | None] = []
-    others: list[Any] = []
-    for value in (*args, *kwargs.values()):
-        kind = type(value)
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
-            tensors.append(value)
-        elif kind in _PLAIN:
-            others.append((len(tensors), kind, value))
-        else:
-            return None
-    return _C.mode_bits(), _C.places(tensors), weights, others, tuple(kwargs)
 
 
 def where(value: Any) -> Any:

@@ -32,7 +32,7 @@ from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.errors import CaptureError, FallbackError, MemoryCapError
 from graphmode.inspect.captures import Capture, log
 from graphmode.inspect.counters import Counters, Replays, ledger
-from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, spot_of, tensors_in, weights_of, where
+from graphmode.integrations.vllm.places import NoPlace, Place, each_tensor, tensors_in, weights_of, where
 from graphmode.options import resolve
 from graphmode.program.lines import line_running
 from graphmode.runtime.located import uncached_autocast
@@ -132,7 +132,7 @@ class StaticGraphWrapper(AbstractStaticGraphWrapper):  # type: ignore[misc]
 class _Entry:
     graph: DeviceGraph
     place: Place
-    spot: Any  # of that place
+    spot: bytes | None  # of `_C.spot`: the place, but for the weights, in native code; None where there is none
     outputs: Any
     elsewhere: Place | None = None  # where the last call that it could not serve had its inputs
 
@@ -220,10 +220,11 @@ class StaticGraphs:
         if self.options.mode == "eager" or self._inside_a_capture():
             return self._live(args, kwargs)  # inside another capture the calls are recorded there
         weights = self._places.now(self._weights)
-        spot = None if torch._C._len_torch_dispatch_stack() > 0 else spot_of(args, kwargs, weights)
+        looked_at = torch._C._len_torch_dispatch_stack() > 0 or torch.is_grad_enabled()
+        spot = None if looked_at else _C.spot(args, kwargs)
         with self._lock:
             entry = self._entries.get(key)
-            if spot is not None and entry is not None and entry.spot == spot:
+            if spot is not None and entry is not None and entry.spot == spot and entry.place.weights == weights:
                 self._entries[key] = self._entries.pop(key)
                 entry.elsewhere = None
                 self._replay(key, entry)
@@ -304,7 +305,9 @@ class StaticGraphs:
             return "max_graphs allows no graph"
         return "another thread is capturing this batch" if key in self._open else None
 
-    def _capture(self, key: Hashable, place: Place, spot: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _capture(
+        self, key: Hashable, place: Place, spot: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         start = time.perf_counter()
         graph = self._device.graph()
         graph.fuse(self.options.fuel)
