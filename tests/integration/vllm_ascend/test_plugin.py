@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from graphmode.integrations.vllm_ascend import plugin
 
 PLATFORM = "graphmode.integrations.vllm_ascend.platform.GraphmodeNPUPlatform"
 THEIRS = "vllm_ascend.platform.NPUPlatform"
+GUIDE = Path(__file__).resolve().parents[3] / "docs/ascend.md"
 
 
 @pytest.mark.parametrize(
@@ -61,3 +65,8 @@ def test_the_cpu_s_platform_steps_aside_where_this_one_is_named(monkeypatch: pyt
 
     monkeypatch.setenv("VLLM_PLUGINS", "graphmode,graphmode_ascend")
     assert "graphmode_ascend" in (why_not() or (0, ""))[1]
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(vllm_ascend\.[\w.]+)`", GUIDE.read_text()))))
+def test_what_the_guide_names_of_vllm_ascend_is_there(name: str) -> None:
+    pkgutil.resolve_name(name)
