@@ -35,7 +35,7 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
     made = Table(title="vllm-ascend serves SmolLM2-135M, bf16, emulated NPU", title_justify="left", title_style="bold")
     made.add_column("", no_wrap=True)
     for mode in results:
-        made.add_column(mode, justify="right")
+        made.add_column(mode.replace(", ", ",\n"), justify="right")
     columns = [column(found, results.get("eager")) for found in results.values()]
     for name in columns[0]:
         made.add_row(name, *(c[name] for c in columns))
@@ -44,7 +44,7 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
 
 def column(found: dict[str, Any], eager: dict[str, Any] | None) -> dict[str, str]:
     usage, captured = found["usage"], found["captured"]
-    rows = {"answers equal eager's": "-" if eager is None else f"{equal(found, eager)} of {count(found)}"}
+    rows = {"answers equal eager's": "-" if eager is None else f"{equal(found, eager)}/{count(found)}"}
     for batch, steps in found["steps"].items():
         rows[f"runtime calls a step, batch {batch}"] = f"{steps['calls']:.0f}"
         rows[f"host us a step, batch {batch}"] = f"{steps['host_us']:,.0f}"

@@ -92,12 +92,13 @@ class Turn:
 class PinnedGraph(Replayable):
     def __init__(
         self,
-        launch: Callable[[], object],
+        launch: Callable[..., object],
         busy: Callable[[], bool],
         turn: Turn | None,
         stand_ins: Sequence[torch.Tensor | None],
         spans: Sequence[tuple[list[int], int, int, torch.Tensor]],
         written: Sequence[int],
+        told: Sequence[int],
         results: Sequence[torch.Tensor],
         constants: Sequence[torch.Tensor],
         placed: bool,
@@ -105,7 +106,7 @@ class PinnedGraph(Replayable):
         poison: bool,
     ) -> None: ...
     def disown(self) -> None: ...
-    def run(self, inputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]: ...
+    def run(self, inputs: Sequence[torch.Tensor | None], told: Sequence[int]) -> list[torch.Tensor]: ...
     def hand_out(self, inputs: Sequence[torch.Tensor | None]) -> list[torch.Tensor]: ...
 
 def expandable_segments() -> bool: ...

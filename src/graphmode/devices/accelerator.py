@@ -7,23 +7,26 @@ follow one another. So inputs are copied in before a replay and results are copi
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 import graphmode.fusion.npu as npu_fusions
 from graphmode import _C
+from graphmode.devices import npu_updates
 from graphmode.devices.adapter import Capabilities, Device, DeviceGraph, GraphBytes, installed
 from graphmode.devices.pools import Handle, Pool
 from graphmode.errors import CaptureError, StateError, UnsupportedError
 from graphmode.fusion.fuse import Table
+from graphmode.program.updates import Lists, Updatable
 
 _NO_GRAPH_LEFT = ("207008", "alloc sq cq fail", "stream resource")  # Ascend's: streams and graphs share a budget
 _RAW = "graphs of this device share one memory, which a raw graph's tensors can't: use torch.accelerator.Graph itself"
@@ -42,6 +45,13 @@ _NOT_PLAIN = tuple(  # tensors of these dispatch to something else before the de
         "Negative",
     )
 )
+
+
+class Groups(Protocol):
+    """Captured calls of one graph that can be updated: of `DeviceGraph`, the two calls for it."""
+
+    def capture(self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]: ...
+    def update(self, lists: Sequence[Lists]) -> None: ...
 
 
 class _Held:
@@ -82,6 +92,7 @@ class AcceleratorGraph(DeviceGraph):
         self._bytes = GraphBytes(0, 0, 0)
         self._before = 0
         self._overwritten = False
+        self._groups: Groups | None = None
 
     def overwritten(self) -> None:
         self._overwritten = True
@@ -143,6 +154,18 @@ class AcceleratorGraph(DeviceGraph):
         pool.bytes += grown
         self._bytes = GraphBytes(grown, sum(results.values()), 0)
 
+    def capture_updatable(
+        self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        if self._groups is None:
+            self._groups = self._device.groups()
+        return self._groups.capture(op, args, kwargs)
+
+    def update(self, lists: Sequence[Lists]) -> None:
+        if self._groups is None or not self._ready:
+            raise StateError("nothing was captured that can be updated")
+        self._groups.update(lists)
+
     def bytes(self) -> GraphBytes:
         return self._bytes
 
@@ -168,7 +191,7 @@ class AcceleratorGraph(DeviceGraph):
                 self._held.failed(began=True)
             finally:
                 self._leave()
-        self._held, self._ready = None, False
+        self._held, self._groups, self._ready = None, None, False
 
     def debug_dump(self) -> str:
         if self._held is None:
@@ -185,8 +208,21 @@ class AcceleratorDevice(Device):
 
     capabilities = Capabilities(capture_executes=False, rebind_inputs=False, fresh_outputs=False, keeps_memory=True)
 
-    def __init__(self, name: str, fusions: Table = MappingProxyType({})) -> None:
-        """`fusions`: the fused calls of this kind of device."""
+    def __init__(
+        self,
+        name: str,
+        fusions: Table = MappingProxyType({}),
+        updates: Updatable = MappingProxyType({}),
+        groups: Callable[[], Groups] | None = None,
+    ) -> None:
+        """What is this kind of device's own.
+
+        Args:
+            name: of the device type.
+            fusions: its fused calls.
+            updates: calls that a graph can be given anew, as `Capabilities` has them.
+            groups: who captures and updates those of one graph.
+        """
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None or found.type != name:
             raise UnsupportedError(
@@ -195,6 +231,8 @@ class AcceleratorDevice(Device):
         self.name = name
         self._fusions = fusions
         self._pools: dict[int, Pool] = {}  # by index
+        self._groups = groups
+        self.capabilities = dataclasses.replace(self.capabilities, updates=updates)
         self.full = False  # no stream is left for another graph
         self.capturing_thread: int | None = None
         self._streams: dict[int, Any] = {}
@@ -215,6 +253,16 @@ class AcceleratorDevice(Device):
         """That of one device."""
         number = torch.accelerator.current_device_index() if index is None else index
         return self._pools.setdefault(number, Pool(self.name, number))
+
+    def groups(self) -> Groups:
+        """Who captures and updates the calls of one graph.
+
+        Raises:
+            UnsupportedError: this kind of device has none.
+        """
+        if self._groups is None:
+            raise UnsupportedError(f"a graph of the {self.name} has no update of captured calls")
+        return self._groups()
 
     def fusions(self) -> Table:
         return self._fusions
@@ -274,5 +322,5 @@ def _refused(error: BaseException, device: AcceleratorDevice) -> CaptureError:
     return CaptureError(text.splitlines()[0] if text else type(error).__name__)
 
 
-npu = partial(AcceleratorDevice, "npu", npu_fusions.TABLE)
+npu = partial(AcceleratorDevice, "npu", npu_fusions.TABLE, npu_updates.TABLE, npu_updates.TaskGroups)
 xpu = partial(AcceleratorDevice, "xpu")

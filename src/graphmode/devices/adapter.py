@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from graphmode import _C
 from graphmode.errors import UnsupportedError
 from graphmode.fusion.fuse import Table
+from graphmode.program.updates import Lists, Updatable
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Capabilities:
     fresh_outputs: bool  # each replay hands out memory of its own
     keeps_memory: bool = False  # what a capture allocated stays the graph's, whoever lets go of it
     max_graphs: int | None = None  # how many the device holds per compiled region
+    updates: Updatable = field(default_factory=dict)  # what a graph can be given anew: see `DeviceGraph.update`
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,19 @@ class DeviceGraph(abc.ABC):
     def hand_on(self, positions: Sequence[int]) -> None:
         """Before capture_begin, where inputs can be re-bound: those that custom ops take as each call gives them."""
         return
+
+    def capture_updatable(
+        self, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """Captures a call of an op in `Capabilities.updates`, so that `update` can change it; returns its results."""
+        raise UnsupportedError(f"{type(self).__name__} has no update of captured calls")
+
+    def update(self, lists: Sequence[Lists]) -> None:
+        """Before a replay: gives the calls that `capture_updatable` captured, in their order, other lists of integers.
+
+        Replays that were begun keep what they had. Where it raises, nobody knows what the calls have.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no update of captured calls")
 
     @abc.abstractmethod
     def bytes(self) -> GraphBytes:

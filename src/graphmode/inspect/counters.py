@@ -40,6 +40,7 @@ class Counters:
     evictions: int = 0
     capture_seconds: float = 0.0
     lower_seconds: float = 0.0
+    updates: int = 0  # replays whose captured calls were given other integers first
     fused: Counter[str] = field(default_factory=Counter)  # groups of calls that became one of the device's, by kind
     notes: dict[str, int] = field(default_factory=dict)  # what was done otherwise than asked, and is no fall-back
     fallbacks: dict[tuple[str, str | None, str | None], Fallback] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class Counters:
 
     def add(self, other: Counters) -> None:
         """Adds another region's counts to these."""
-        for name in ("graphs", "captures", "replays", "breaks", "live_calls", "warmups", "evictions"):
+        for name in ("graphs", "captures", "replays", "breaks", "live_calls", "warmups", "evictions", "updates"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.capture_seconds += other.capture_seconds
         self.lower_seconds += other.lower_seconds

@@ -40,6 +40,7 @@ class Report:
     live_calls: int
     warmups: int
     evictions: int
+    updates: int  # replays whose captured calls were given other integers first
     capture_seconds: float
     lower_seconds: float
     fused: dict[str, int]  # groups of calls that became one of the device's, by kind
@@ -61,6 +62,8 @@ class Report:
         table.add_row("graphs", f"{self.graphs:,}")
         table.add_row("captures, evictions", f"{self.captures:,}, {self.evictions:,}")
         table.add_row("replays", f"{self.replays:,}")
+        if self.updates:
+            table.add_row("replays with other lengths than before", f"{self.updates:,}")
         table.add_row("warm-up calls", f"{self.warmups:,}")
         table.add_row("live calls", f"{self.live_calls:,}")
         table.add_row("breaks run", f"{self.breaks:,}")
@@ -95,6 +98,7 @@ def summarise(counters: Iterable[Counters], bytes_held: Bytes) -> Report:
         live_calls=total.live_calls,
         warmups=total.warmups,
         evictions=total.evictions,
+        updates=total.updates,
         capture_seconds=total.capture_seconds,
         lower_seconds=total.lower_seconds,
         fused=dict(total.fused),

@@ -93,7 +93,8 @@ class Executable final : public Replayable {
     return *plan_;
   }
   InputUse use(size_t index, const at::Tensor& t) const override;
-  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first) override {
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first,
+                              at::IntArrayRef) override {
     return run_until(inputs, first, -1);
   }
   // `until`: stop before this node, or before the chain that holds it; -1 for all.

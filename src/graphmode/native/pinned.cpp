@@ -84,13 +84,14 @@ void let_go(const at::Tensor& t) {
 
 PinnedGraph::PinnedGraph(py::object launch, py::object busy, std::shared_ptr<Turn> turn,
                          std::vector<at::Tensor> stand_ins, std::vector<Span> spans, const std::vector<int>& written,
-                         std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool placed,
-                         bool fresh, bool poison)
+                         std::vector<int> told, std::vector<at::Tensor> results,
+                         const std::vector<at::Tensor>& constants, bool placed, bool fresh, bool poison)
     : launch_(std::move(launch)),
       busy_(std::move(busy)),
       turn_(std::move(turn)),
       spans_(std::move(spans)),
       uses_(stand_ins.size()),
+      told_(std::move(told)),
       fresh_(fresh),
       poison_(poison) {
   std::unordered_map<const c10::StorageImpl*, int> owners;  // by storage, the first input in it
@@ -208,6 +209,10 @@ InputUse PinnedGraph::use(size_t index, const at::Tensor&) const {
   return uses_[index];
 }
 
+bool PinnedGraph::is_told(size_t index) const {
+  return std::find(told_.begin(), told_.end(), static_cast<int>(index)) != told_.end();
+}
+
 bool PinnedGraph::fits(at::ArrayRef<const at::Tensor*> inputs) {
   // Where several lie in one copy, the bytes between them are theirs only if they lie in one storage.
   const auto apart = [&](const Span& span) {
@@ -228,9 +233,13 @@ void PinnedGraph::fill(at::ArrayRef<const at::Tensor*> inputs) {
   }
 }
 
-void PinnedGraph::launch() {
+void PinnedGraph::launch(at::IntArrayRef told) {
   const py::gil_scoped_acquire gil;
-  PyObject* done = PyObject_CallNoArgs(launch_.ptr());
+  py::tuple integers(told.size());
+  for (size_t i = 0; i < told.size(); ++i) {
+    integers[i] = told[i];
+  }
+  PyObject* done = PyObject_CallObject(launch_.ptr(), integers.ptr());
   if (done == nullptr) {
     python_error error;
     error.persist();
@@ -239,7 +248,8 @@ void PinnedGraph::launch() {
   Py_DECREF(done);
 }
 
-std::vector<at::Tensor> PinnedGraph::run(at::ArrayRef<const at::Tensor*> inputs, const char* const*) {
+std::vector<at::Tensor> PinnedGraph::run(at::ArrayRef<const at::Tensor*> inputs, const char* const*,
+                                         at::IntArrayRef told) {
   c10::OptionalDeviceGuard guard;
   if (turn_ != nullptr && device_ >= 0) {
     guard.reset_device(c10::Device(turn_->type(), device_));
@@ -254,7 +264,7 @@ std::vector<at::Tensor> PinnedGraph::run(at::ArrayRef<const at::Tensor*> inputs,
       }
     }
   }
-  launch();
+  launch(told);
   return hand_out(inputs);
 }
 
@@ -358,23 +368,26 @@ void bind_pinned(py::module_& m) {
   using Part = std::tuple<std::vector<int>, int64_t, int64_t, at::Tensor>;
   py::class_<PinnedGraph, Replayable, std::shared_ptr<PinnedGraph>>(m, "PinnedGraph")
       .def(py::init([](py::object launch, py::object busy, std::shared_ptr<Turn> turn, const Inputs& stand_ins,
-                       const std::vector<Part>& spans, const std::vector<int>& written, std::vector<at::Tensor> results,
-                       const std::vector<at::Tensor>& constants, bool placed, bool fresh, bool poison) {
+                       const std::vector<Part>& spans, const std::vector<int>& written, std::vector<int> told,
+                       std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool placed,
+                       bool fresh, bool poison) {
              std::vector<Span> parts;
              for (const auto& [positions, from, bytes, memory] : spans) {
                parts.push_back({positions, from, bytes, memory, {}, false, {}});
              }
              return std::make_shared<PinnedGraph>(std::move(launch), std::move(busy), std::move(turn),
-                                                  tensors_of(stand_ins), std::move(parts), written, std::move(results),
-                                                  constants, placed, fresh, poison);
+                                                  tensors_of(stand_ins), std::move(parts), written, std::move(told),
+                                                  std::move(results), constants, placed, fresh, poison);
            }),
            py::arg("launch"), py::arg("busy"), py::arg("turn"), py::arg("stand_ins"), py::arg("spans"),
-           py::arg("written"), py::arg("results"), py::arg("constants"), py::arg("placed"), py::arg("fresh"),
-           py::arg("poison"),
+           py::arg("written"), py::arg("told"), py::arg("results"), py::arg("constants"), py::arg("placed"),
+           py::arg("fresh"), py::arg("poison"),
            "spans: (positions, bytes from the first one's first element to the begin, bytes, the copy as uint8).")
       .def("disown", &PinnedGraph::disown)
-      .def("run", [](PinnedGraph& g,
-                     const Inputs& inputs) { return with(inputs, [&](auto all) { return g.run(all, nullptr); }); })
+      .def("run",
+           [](PinnedGraph& g, const Inputs& inputs, const std::vector<int64_t>& told) {
+             return with(inputs, [&](auto all) { return g.run(all, nullptr, told); });
+           })
       .def("hand_out", [](PinnedGraph& g, const Inputs& inputs) {
         return with(inputs, [&](auto all) { return g.hand_out(all); });
       });

@@ -50,27 +50,30 @@ struct OwnMemory {
 
 class PinnedGraph final : public Replayable {
  public:
-  // launch: a Python callable that replays. busy: one that tells whether another capture is open. turn: null where
-  // graphs share no memory. stand_ins: what the capture had as arguments, undefined where that was no tensor.
-  // placed: inputs must lie in their storages where they lay at capture. fresh: results are memory of their own
-  // already. constants: what the program has besides its inputs.
+  // launch: a Python callable that replays, called with the integers that it is told. busy: one that tells whether
+  // another capture is open. turn: null where graphs share no memory. stand_ins: what the capture had as arguments,
+  // undefined where that was no tensor. told: arguments that are integers which may be others at a replay. placed:
+  // inputs must lie in their storages where they lay at capture. fresh: results are memory of their own already.
+  // constants: what the program has besides its inputs.
   PinnedGraph(pybind11::object launch, pybind11::object busy, std::shared_ptr<Turn> turn,
               std::vector<at::Tensor> stand_ins, std::vector<Span> spans, const std::vector<int>& written,
-              std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants, bool placed, bool fresh,
-              bool poison);
+              std::vector<int> told, std::vector<at::Tensor> results, const std::vector<at::Tensor>& constants,
+              bool placed, bool fresh, bool poison);
   ~PinnedGraph() override;
   // Lets go of everything that the capture allocated: the device keeps it for the graph, and may give it to the next.
   // What was made outside of it, as inputs that are read in place, is let go of in any case.
   void disown();
   InputUse use(size_t index, const at::Tensor& t) const override;
+  bool is_told(size_t index) const override;
   bool fits(at::ArrayRef<const at::Tensor*> inputs) override;
-  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first) override;
+  std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first,
+                              at::IntArrayRef told) override;
   // What a call gets whose results are in the graph's memory already.
   std::vector<at::Tensor> hand_out(at::ArrayRef<const at::Tensor*> inputs);
 
  private:
   void fill(at::ArrayRef<const at::Tensor*> inputs);
-  void launch();
+  void launch(at::IntArrayRef told);
   bool holds_all(const PinnedResult& r) const;
   void hand_out_own(std::vector<at::Tensor>& results) const;
 
@@ -79,7 +82,7 @@ class PinnedGraph final : public Replayable {
   c10::DeviceIndex device_ = -1;
   std::vector<Span> spans_;
   std::vector<InputUse> uses_;
-  std::vector<int> written_;
+  std::vector<int> written_, told_;
   std::vector<PinnedResult> results_;
   std::vector<OwnMemory> own_;
   bool fresh_, poison_;

@@ -22,13 +22,18 @@ class Replayable {
   virtual ~Replayable() = default;
   // Of the tensor that stood at `index` at capture.
   virtual InputUse use(size_t index, const at::Tensor& t) const = 0;
+  // Whether the integer that stood at `index` may be another at a replay, which is then told it.
+  virtual bool is_told(size_t) const {
+    return false;
+  }
   // Whether it may be replayed now, for inputs that fit their uses. With the GIL.
   virtual bool fits(at::ArrayRef<const at::Tensor*>) {
     return true;
   }
   // Replays on these inputs (one per argument, null where that is no tensor) and returns the results. Thread-safe;
-  // without the GIL. `first`: the address of each one's first element.
-  virtual std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first) = 0;
+  // without the GIL. `first`: the address of each one's first element. `told`: the integers that may be others.
+  virtual std::vector<at::Tensor> run(at::ArrayRef<const at::Tensor*> inputs, const char* const* first,
+                                      at::IntArrayRef told) = 0;
 };
 
 }  // namespace graphmode

@@ -42,6 +42,7 @@ struct ArgCheck {  // of hundreds at each call: what is compared first lies toge
   int64_t lo = 0, hi = 0;  // bytes touched, from the first element
   // Int
   long integer = 0;
+  bool told = false;  // any is right: the replay is told it
   // Object: of a type that torch knows as opaque, which custom ops take as it is; or a float, by its bits
   bool by_value = false;       // equal when they say so; else the same
   PyObject* object = nullptr;  // held among the entry's
@@ -55,6 +56,7 @@ struct Entry {
   std::shared_ptr<Replayable> graph;
   std::vector<std::pair<size_t, THPObjectPtr>> objects;  // arguments of ArgCheck::Object
   std::vector<std::pair<int, THPObjectPtr>> outputs;     // index into the replay's results, or -1 and a constant
+  std::vector<size_t> told;                              // arguments that are integers which the replay is told
   std::vector<const char*> last;                         // addresses at the last overlap check
   bool checked = false;
   bool any_written = false;
@@ -172,6 +174,10 @@ bool same_object(const ArgCheck& want, PyObject* got) {
   return equal == 1;
 }
 
+bool fits_64_bits(PyObject* integer) {
+  return PyLong_AsLong(integer) != -1 || PyErr_Occurred() == nullptr;
+}
+
 // `tensors` gets one pointer per argument; null where the argument is no tensor.
 bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool grad, const at::Tensor** tensors) {
   if (e.mode != mode || e.args.size() != n) {
@@ -214,7 +220,7 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       moved = moved || p != e.last[i];
       e.last[i] = p;
     } else if (want.kind == ArgCheck::Int) {
-      if (!PyLong_CheckExact(got) || PyLong_AsLong(got) != want.integer) {
+      if (!PyLong_CheckExact(got) || (want.told ? !fits_64_bits(got) : PyLong_AsLong(got) != want.integer)) {
         PyErr_Clear();
         return false;
       }
@@ -260,10 +266,14 @@ PyObject* replay(State& state, const std::shared_ptr<Entry>& entry, PyObject* di
   Entry& e = *entry;
   const auto& graph = e.graph;
   const c10::SmallVector<const char*, 64> first(e.last.begin(), e.last.end());
+  c10::SmallVector<int64_t, 16> told;
+  for (const size_t i : e.told) {
+    told.push_back(PyLong_AsLong(args[i]));
+  }
   std::vector<at::Tensor> results;
   try {
     pybind11::gil_scoped_release no_gil;
-    results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n), first.data());
+    results = graph->run(c10::ArrayRef<const at::Tensor*>(tensors, n), first.data(), told);
   } catch (const Diverged& d) {
     return go_on_live(diverged, e, args, n, d);
   } catch (const Forked& e) {
@@ -423,6 +433,7 @@ ArgCheck check_of(PyObject* arg, size_t index, const Replayable& graph, std::vec
   } else if (PyLong_CheckExact(arg)) {
     a.kind = ArgCheck::Int;
     a.integer = PyLong_AsLong(arg);
+    a.told = graph.is_told(index);
   } else {
     a.type = Py_TYPE(arg);
     a.object = arg;
@@ -498,6 +509,9 @@ void bind_runner(pybind11::module_& m) {
           e->any_written = e->any_written || e->args.back().written;
           if (e->args.back().kind == ArgCheck::Object) {
             e->objects.emplace_back(i, THPObjectPtr(Py_NewRef(args[i].ptr())));
+          }
+          if (e->args.back().told) {
+            e->told.push_back(i);
           }
         }
         for (auto& a : e->args) {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ from graphmode.runtime.resume import Resume, calls
 class Located(fx.Interpreter):
     """Knows the node that runs now, and the one whose calls the device refused first."""
 
-    def __init__(self, gm: fx.GraphModule, graph: DeviceGraph) -> None:
+    def __init__(self, gm: fx.GraphModule, graph: DeviceGraph, updated: Collection[fx.Node] = ()) -> None:
+        """`updated`: calls that later replays change."""
         super().__init__(gm)
         self.node: fx.Node | None = None
         self.culprit: fx.Node | None = None
         self.resume = Resume(gm)
         self._graph = graph
+        self._updated = updated
 
     def run_node(self, n: fx.Node) -> Any:
         self.node = n
@@ -32,6 +34,11 @@ class Located(fx.Interpreter):
         if self.culprit is None and n.op == "call_function" and self._graph.refusal():
             self.culprit = n
         return result
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if self.node in self._updated:
+            return self._graph.capture_updatable(target, args, kwargs)
+        return super().call_function(target, args, kwargs)
 
     def blame(self) -> None:
         """Says that the running node is the one that the device refused."""

@@ -7,16 +7,15 @@ and what to drop; this owns the copies.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from graphmode import _C
-from graphmode.devices.adapter import Device, DeviceGraph
+from graphmode.devices.adapter import Device
 from graphmode.runtime.slots import Slots
 
 
@@ -87,16 +86,32 @@ class PinnedGraphs:
         filled = self._device.capabilities.capture_executes
         return Slots(args, copied, filled=filled, whole=self.placed)
 
-    def graph(self, graph: DeviceGraph, slots: Slots, results: Sequence[torch.Tensor], poison: bool) -> _C.PinnedGraph:
-        """What copies, replays and copies. Afterwards the capture's memory is the device's, where it keeps it."""
+    def graph(
+        self,
+        launch: Callable[..., object],
+        slots: Slots,
+        results: Sequence[torch.Tensor],
+        poison: bool,
+        told: Sequence[int] = (),
+    ) -> _C.PinnedGraph:
+        """What copies, launches and copies. Afterwards the capture's memory is the device's, where it keeps it.
+
+        Args:
+            launch: replays the graph; called with the integers of a call that are at the positions `told`.
+            slots: what the capture had as arguments.
+            results: the capture's.
+            poison: the option of that name.
+            told: positions of integers that select no graph.
+        """
         capabilities = self._device.capabilities
         made = _C.PinnedGraph(
-            partial(graph.replay, []),
+            launch,
             self._device.is_capturing,
             self._device.turn,
             tensors_of(slots.args),
             slots.spans,
             self._written,
+            told,
             results,
             self._constants,
             self.placed,

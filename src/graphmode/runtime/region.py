@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from graphmode.program.effects import (
 )
 from graphmode.program.lines import line_of
 from graphmode.program.parts import Live, Parts, constants, cut
+from graphmode.program.updates import NONE, Updates, find_updates
 from graphmode.runtime.admission import Admission
 from graphmode.runtime.located import Located, uncached_autocast
 from graphmode.runtime.modes import Modes
@@ -42,6 +44,7 @@ from graphmode.runtime.resume import Resume
 from graphmode.runtime.script import kinds_of, script_of
 from graphmode.runtime.signature import not_capturable, signature_of
 from graphmode.runtime.slots import Slots
+from graphmode.runtime.updating import Updating
 from graphmode.runtime.verify import difference
 
 _numbers = itertools.count()
@@ -53,6 +56,7 @@ _OVER_CAP = "the graph needs more bytes than max_bytes allows: raise it, or leav
 _DROPPED = "its graph was dropped by another thread while this call waited for it"
 _OUT_OF_MEMORY = "the device has no memory left for a graph of this size"
 _NOT_THE_SCRIPT_S = "an argument's class has a __torch_function__, or a number is divided by 0 or beyond 64 bits"
+_NO_UPDATE = "integers select a graph each, since their graph could not be captured for any: {}"
 _NO_MODES = Modes()
 
 WithGradients = Callable[[Sequence[Any]], Any]
@@ -97,6 +101,7 @@ class Region:
             if capabilities.rebind_inputs
             else PinnedGraphs(self._written, self._device, self._constants, looks_at_places(gm))
         )
+        self._updates = find_updates(gm, capabilities.updates) if self._pinned is not None else NONE
         unused = {i for i, p in enumerate(gm.graph.find_nodes(op="placeholder")) if not p.users}
         self._unused = unused if self._pinned is not None else set()
         self.modes = modes
@@ -201,7 +206,9 @@ class Region:
         reason = not_capturable(self._device, args, given)
         if reason is not None:
             return self._live_because(reason, None, args)
-        key = signature_of(args, given, placed=self._pinned is not None and self._pinned.placed)
+        updates = self._updates  # once: what is left out of the signature is what this call's graph is told
+        placed = self._pinned is not None and self._pinned.placed
+        key = signature_of(args, given, told=updates.told, placed=placed)
         with self._device.in_turn(args):  # one after the other: who waited here may find what another thread captured
             with self._lock:
                 ready = None if self._pinned is None else self._find_pinned(self._pinned, key, args)
@@ -213,7 +220,7 @@ class Region:
                 replayed = _C.runner_replay(self.run, ready.number, args)
                 return replayed if replayed is not None else self._live_because(_DROPPED, None, args)
             if wanted and not too_large:
-                return self._capture(key, args, called_with)
+                return self._capture(key, args, called_with, updates)
         if refused is not None:
             return self._live_because(*refused, args)
         if too_large:
@@ -280,10 +287,13 @@ class Region:
 
     # --- capture ------------------------------------------------------------------------------------------------
 
-    def _capture(self, key: Hashable, args: tuple[Any, ...], called_with: tuple[Any, ...]) -> tuple[Any, ...]:
+    def _capture(
+        self, key: Hashable, args: tuple[Any, ...], called_with: tuple[Any, ...], updates: Updates
+    ) -> tuple[Any, ...]:
         start = time.perf_counter()
         graph = self._device.graph()
-        located = Located(self.gm, graph)
+        located = Located(self.gm, graph, updates.calls)
+        launch = Updating(graph, updates.lists(args), self.counters) if updates.calls else partial(graph.replay, [])
         graph.go_on_with(located.resume.needs)
         graph.hand_on(self._given(args))
         graph.fuse(self.options.fuel)
@@ -308,9 +318,13 @@ class Region:
             ran = True
             graph.capture_end(_tensors(results))
             held = graph.bytes()
+            if isinstance(launch, Updating):
+                launch.prove(updates.told_of(args))
             if self._pinned is not None and slots is not None:
-                native = self._pinned.graph(graph, slots, _tensors(results), self.options.poison)
-            self._keep(key, graph, args, called_with, results, slots, native, located.resume)
+                native = self._pinned.graph(launch, slots, _tensors(results), self.options.poison, updates.told)
+            number = self._keep(key, graph, args, called_with, results, slots, native, located.resume)
+            if isinstance(launch, Updating):
+                launch.failed = partial(_drop, weakref.ref(self), number)
             owner = None if self._ends_with is None else self._ends_with()
             log_capture(self.number, self.gm, owner, args, held, time.perf_counter() - start)
         except CaptureError as error:
@@ -319,20 +333,39 @@ class Region:
                 raise
             if not executes:  # what raises by itself, too, was no fault of the capture
                 results = self.live(args)
-                self._refuse(key, error, located)
+                if updates.calls and not (error.for_want_of_room or isinstance(error, MemoryCapError)):
+                    self._update_none(error)
+                else:
+                    self._refuse(key, error, located)
                 return results
             self._refuse(key, error, located)
             # the captured calls ran: their results are this call's, only later calls are affected
             if self._pinned is not None and slots is not None and native is None:
-                native = self._pinned.graph(graph, slots, _tensors(results), self.options.poison)
+                native = self._pinned.graph(launch, slots, _tensors(results), self.options.poison)
         except BaseException:
             graph.reset()
             raise
         if native is not None:
-            tensors = native.hand_out(tensors_of(args)) if executes else native.run(tensors_of(args))
+            inputs = tensors_of(args)
+            tensors = native.hand_out(inputs) if executes else native.run(inputs, updates.told_of(args))
             results = tuple(constant if i < 0 else tensors[i] for i, constant in _outputs(results))
         self.counters.capture_seconds += time.perf_counter() - start
         return _no_views(results, self._owned)
+
+    def _update_none(self, error: CaptureError) -> None:
+        """What failed may be the update: from now on integers are in the signature, as those of any other call."""
+        with self._lock:
+            self._updates = NONE
+        self.counters.warmups += 1
+        self.counters.note(_NO_UPDATE.format(error.reason))
+
+    def drop(self, number: int) -> None:
+        """Drops a graph that is of no more use; the next call captures anew."""
+        with self._lock:
+            if _C.runner_drop(self.run, number):
+                self._admission.stale(self._keys[number])
+                self.counters.evictions += 1
+            self._forget_dropped()
 
     def _refuse(self, key: Hashable, error: CaptureError, located: Located) -> None:
         with self._lock:
@@ -378,7 +411,7 @@ class Region:
         slots: Slots | None,
         native: _C.PinnedGraph | None,
         resume: Resume,
-    ) -> None:
+    ) -> int:
         self._check_cap(graph, args)
         graph.instantiate(poison=self.options.poison)
         if self.options.verify:
@@ -395,6 +428,7 @@ class Region:
             self.counters.captures += 1
             self._admission.captured(hash(key))
             self._evict()
+        return number
 
     def _live_as_long_as(self, owner: torch.nn.Module) -> None:
         """Dynamo may hold what it compiled longer than the model lives: its graphs go with the module."""
@@ -494,6 +528,12 @@ class Region:
         total.graphs = len(self.graphs)
         total.replays += self.replayed.replays
         return total
+
+
+def _drop(of: weakref.ref[Region], number: int) -> None:
+    region = of()  # weakly: native code holds a graph's launch, where no collector looks
+    if region is not None:
+        region.drop(number)
 
 
 def _not_captured(error: Exception, located: Located) -> CaptureError:

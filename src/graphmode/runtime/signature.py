@@ -11,13 +11,18 @@ from torch._library.opaque_object import is_opaque_type, is_opaque_value_type
 from graphmode import _C
 from graphmode.devices.adapter import Device
 
+_64_BITS = range(-(2**63), 2**63)
 
-def signature_of(args: Sequence[Any], handed_on: Collection[int] = (), *, placed: bool = False) -> Hashable:
+
+def signature_of(
+    args: Sequence[Any], handed_on: Collection[int] = (), *, told: Collection[int] = (), placed: bool = False
+) -> Hashable:
     """A key that is equal for calls one graph can serve. The native runner checks the same, and overlap besides.
 
     Args:
         args: of one call.
         handed_on: positions of tensors whose sizes and place matter to no recorded call.
+        told: positions of integers that select no graph, since a replay is told them.
         placed: where a tensor lies in its storage matters, and how large that is.
     """
     parts: list[Hashable] = [_C.mode_bits()]
@@ -44,6 +49,8 @@ def signature_of(args: Sequence[Any], handed_on: Collection[int] = (), *, placed
             )
         elif type(arg) is float:
             parts.append((float, arg.hex()))  # 0.0 is not -0.0
+        elif i in told and type(arg) is int and arg in _64_BITS:
+            parts.append(int)
         elif type(arg) is int or is_opaque_value_type(type(arg)):
             parts.append((type(arg), arg))
         else:
