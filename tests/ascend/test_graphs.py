@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import graphmode
 from graphmode import _C
+from graphmode.backend import graphmode_backend
 from tests.contract.ways import assert_same, counted, reasons
 
 Function = Callable[..., Any]
@@ -239,7 +240,7 @@ def test_calls_on_many_streams_at_once_do_not_mix() -> None:
 def test_a_stream_waits_for_the_graph_of_another_and_not_for_what_came_after_it() -> None:
     """Streams take turns in the graphs' memory; what one is given besides is its own."""
     g, first, second = compiled(net()), torch.npu.Stream(), torch.npu.Stream()
-    x = torch.randn(256, 16, device="npu")
+    x, large = torch.randn(256, 16, device="npu"), torch.randn(2048, 2048, device="npu")
     for stream in (first, second, first, second) * 2:
         with torch.npu.stream(stream):
             g(x)
@@ -248,8 +249,8 @@ def test_a_stream_waits_for_the_graph_of_another_and_not_for_what_came_after_it(
     with torch.npu.stream(first):
         g(x)
         done[0].record()
-        for _ in range(50):
-            x.exp()
+        for _ in range(20):  # each takes the device longer than the host
+            large.exp()
         done[1].record()
     with torch.npu.stream(second):
         g(x)
@@ -341,3 +342,35 @@ def test_turns_one_in_another_follow_one_another() -> None:
         torch.npu.synchronize()
         assert 0 < done[0].elapsed_time(done[1]) < done[0].elapsed_time(done[2])
         assert done[1].elapsed_time(done[2]) > done[0].elapsed_time(done[1])  # after all of the inner one's
+
+
+@pytest.mark.parametrize("change", ["t_", "squeeze_", "as_strided_", "resize_"])
+def test_a_tensor_of_the_caller_s_that_is_laid_out_anew_is_the_caller_s(change: str) -> None:
+    """Dynamo keeps such calls out; other front ends hand them to the backend."""
+    arguments = {"t_": (), "squeeze_": (0,), "as_strided_": ((3, 2), (1, 3)), "resize_": ((2, 2),)}[change]
+
+    def f(x: Tensor) -> Tensor:
+        y = getattr(x.mul_(2), change)(*arguments)
+        return y.add_(1) * 3
+
+    def program() -> torch.fx.GraphModule:
+        graph = torch.fx.Graph()
+        x = graph.placeholder("x")
+        twice = graph.call_function(torch.ops.aten.mul_.Tensor, (x, 2))
+        changed = graph.call_function(getattr(torch.ops.aten, change).default, (twice, *arguments))
+        if change == "squeeze_":
+            changed.target = torch.ops.aten.squeeze_.dim
+        more = graph.call_function(torch.ops.aten.add_.Tensor, (changed, 1))
+        graph.output((graph.call_function(torch.ops.aten.mul.Tensor, (more, 3)),))
+        return torch.fx.GraphModule({}, graph)
+
+    shape = (1, 6) if change == "squeeze_" else (2, 3)
+    g = graphmode_backend(program(), [torch.randn(shape, device="npu")])
+    for _ in range(5):
+        x = torch.randn(shape, device="npu")
+        mine = x.clone()
+        (got,), want = g(x), f(mine)
+        assert_same(got, want)
+        assert x.shape == mine.shape and x.stride() == mine.stride()
+        assert_same(x, mine)
+    assert any("changes the size or the memory" in reason for reason in reasons())

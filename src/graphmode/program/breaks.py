@@ -70,6 +70,8 @@ def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> st
     target = node.target
     if isinstance(target, torch._ops.OpOverload) and is_opaque(node) and target.namespace not in (device, *_ON_STREAMS):
         return f"{op_name(target)} is a custom op: what it does on the host would be lost in a graph of the {device}"
+    if isinstance(target, torch._ops.OpOverload) and _reshapes_what_came_in(node, target):
+        return f"{op_name(target)} changes the size or the memory of a tensor from outside the graph"
     if isinstance(target, torch._ops.OpOverload) and target.namespace in _ON_STREAMS and not _begins_and_ends(node):
         return f"{op_name(target)}: a collective is begun here and waited for elsewhere, or the other way round"
     for tensor in _tensors_at(node):
@@ -77,6 +79,23 @@ def not_the_devices(node: fx.Node, device: str, home: torch.device | None) -> st
             of_both = f"a tensor on {tensor.device} and the program begins on {home}"
             return f"{_name(target)} has {of_both}: a graph is of one device"
     return _elsewhere(node, device, (device,))
+
+
+def _reshapes_what_came_in(node: fx.Node, target: torch._ops.OpOverload) -> bool:
+    """Whether a call changes how a tensor of the caller's lies (`t_`, `resize_`): a capture has a copy in its place."""
+    if torch.Tag.inplace_view not in target.tags:
+        return False
+    changed: Any = node.args[0]
+    while isinstance(changed, fx.Node) and changed.op == "call_function" and _returns_its_first_argument(changed):
+        changed = changed.args[0]
+    return isinstance(changed, fx.Node) and changed.op != "call_function"
+
+
+def _returns_its_first_argument(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+        return False
+    alias = node.target._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
 
 
 def _begins_and_ends(node: fx.Node) -> bool:
