@@ -71,11 +71,11 @@ build/.ascend: requirements-ascend.txt $(wildcard ascend-sim/src/ascend_sim/*/*.
 	GRAPHMODE_PYTHON_ONLY=1 TORCH_DEVICE_BACKEND_AUTOLOAD=0 $(NPY) -m pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
-test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU, contracts included
+test-ascend: install-ascend  ## the emulated runtime, and graphmode on the emulated NPU: contracts and a third of op_db
 	.venv-ascend/bin/ascend-sim check
 	cd ascend-sim && ../$(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests
 	.venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) --dist loadfile --timeout=300 tests/ascend
-	GRAPHMODE_TEST_DEVICE=npu .venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) tests/contract
+	GRAPHMODE_TEST_DEVICE=npu .venv-ascend/bin/ascend-sim run $(NPY) -m pytest -n $(WORKERS) tests/contract tests/parity/test_parity.py -k "not raw and not torch_compile and not rewrites"
 
 install-vllm-ascend: install build/.vllm-ascend  ## vllm-ascend over the emulated runtime, in an environment of its own
 
