@@ -14,6 +14,7 @@ class Verdict(StrEnum):
     UNCHANGED = "unchanged"
     UNREPLAYED = "unreplayed"
     IRREPRODUCIBLE = "irreproducible"  # eager differs from eager
+    EAGER_FAILED = "eager fails"
     FAILED = "failed"
     CRASHED = "crashed"
     TIMED_OUT = "timed out"

@@ -37,7 +37,7 @@ def page(rows: Sequence[Row], backend: str) -> str:
         f"# Model sweep: `backend={backend!r}`" + (f" on `{DEVICE}`" if DEVICE != "cpu" else ""),
         "",
         f"{same} of {len(rows)} cases identical to eager, bit for bit; "
-        f"{len(types)} architectures of transformers, {nets} hand-written nets.",
+        f"{len(types)} architectures of transformers, {nets} hand-written nets." + _left_out(rows),
         "",
         f"`make sweep{'' if DEVICE == 'cpu' else f' DEVICE={DEVICE}'}`, {date.today()}, torch {version('torch')}, "
         f"transformers {version('transformers')}; tiny "
@@ -53,6 +53,11 @@ def page(rows: Sequence[Row], backend: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    count = sum(row.verdict is Verdict.EAGER_FAILED for row in rows)
+    return f" {count} cases fail in eager on this device, before any backend is asked." if count else ""
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

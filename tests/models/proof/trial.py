@@ -61,6 +61,12 @@ def observe(case: Case, model: nn.Module, forward: Forward) -> Observation:
     return Observation(snapshots, Snapshot.take(outputs=held), seconds)
 
 
+def synchronize() -> None:
+    """Waits for the device, which raises what a task of it raised."""
+    if DEVICE.type != "cpu":
+        torch.accelerator.synchronize()
+
+
 def _generator_states() -> list[Tensor]:
     return [] if DEVICE.type == "cpu" else [torch.get_device_module(DEVICE).get_rng_state()]
 
@@ -100,7 +106,12 @@ def trial(case: Case, backend: Any, report: Report | None = None) -> Row:
 def _judge(case: Case, backend: Any, report: Report | None, row: Row) -> None:
     model = case.build().to(DEVICE)
     row.model_type = getattr(getattr(model, "config", None), "model_type", "")
-    reference = _observe_copy(case, model, lambda forward: forward)
+    try:
+        reference = _observe_copy(case, model, lambda forward: forward)
+        synchronize()
+    except Exception as error:
+        row.verdict, row.detail = Verdict.EAGER_FAILED, f"{type(error).__name__}: {error}".strip()
+        return
     if said := compare(reference, _observe_copy(case, model, lambda forward: forward)):
         row.verdict, row.detail = Verdict.IRREPRODUCIBLE, said
         return

@@ -359,8 +359,8 @@ void put(const c10::IValue& found, const Value& wanted) {
     const at::Tensor to = wanted.place[0].on_host(), from = found.toTensor();
     if (from.data_ptr() == to.data_ptr())
       return;
-    if (from.numel() == 0 && to.numel() > 0)
-      return;  // batch norm saves nothing where nobody trains: not to be read
+    if ((from.numel() == 0) != (to.numel() == 0))
+      return;  // what only gradients read, kept where somebody trains: of batch norm, of embedding bags
     const bool rounds = at::isFloatingType(from.scalar_type()) && at::isFloatingType(to.scalar_type());
     const bool counts = at::isIntegralType(from.scalar_type(), false) && at::isIntegralType(to.scalar_type(), false);
     TORCH_CHECK(from.sizes().equals(to.sizes()) && (from.scalar_type() == to.scalar_type() || rounds || counts),

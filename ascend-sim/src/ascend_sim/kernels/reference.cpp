@@ -16,6 +16,7 @@ Table made() {
   quant(table);
   products(table);
   sampling(table);
+  recurrent(table);
   return table;
 }
 }  // namespace

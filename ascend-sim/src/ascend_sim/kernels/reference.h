@@ -128,6 +128,7 @@ void moe(Table& table);
 void quant(Table& table);
 void products(Table& table);
 void sampling(Table& table);
+void recurrent(Table& table);
 
 // Null for an op without a reference.
 const Reference* reference_of(const std::string& op);

@@ -24,7 +24,7 @@ class Swish(torch.autograd.Function):
 
 @torch.library.custom_op("zoo::scaled_rows", mutates_args=())
 def scaled_rows(x: Tensor, by: Tensor) -> Tensor:
-    return torch.from_numpy(x.numpy() * by.numpy()[:, None])
+    return torch.from_numpy(x.cpu().numpy() * by.cpu().numpy()[:, None]).to(x.device)
 
 
 @scaled_rows.register_fake

@@ -24,7 +24,9 @@ class Noisy(nn.Module):
 class Shuffled(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         noise = torch.empty_like(x).uniform_(-1, 1).exponential_()
-        return x[torch.randperm(x.shape[0])] + torch.rand(x.shape[1]), noise.normal_(0, 2)
+        return x[torch.randperm(x.shape[0], device=x.device)] + torch.rand(x.shape[1], device=x.device), noise.normal_(
+            0, 2
+        )
 
 
 def dropout() -> nn.Module:

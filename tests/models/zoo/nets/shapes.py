@@ -15,7 +15,7 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        return (y / y.shape[0] + torch.arange(x.shape[0])[:, None]).flatten()[: x.shape[0] * 2]
+        return (y / y.shape[0] + torch.arange(x.shape[0], device=x.device)[:, None]).flatten()[: x.shape[0] * 2]
 
 
 class Pairwise(nn.Module):

@@ -27,7 +27,7 @@ class CachedAttention(nn.Module):
         q, k, v = self.qkv(x).view(2, 1, 12, 8).transpose(1, 2).chunk(3, dim=1)
         self.keys.index_copy_(2, position, k)
         self.values.index_copy_(2, position, v)
-        seen = (torch.arange(ROOM) <= position)[None]
+        seen = (torch.arange(ROOM, device=position.device) <= position)[None]
         y = F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=seen)
         return self.out(y.transpose(1, 2).reshape(2, 1, 32))
 
