@@ -50,9 +50,14 @@ class Process:
             env=inherited | {k: v for k, v in own.items() if v is not None},
         )
         self._said: list[str] = []
-        self._limit = threading.Timer(limit_s, self._process.kill)
+        self._limit_s, self._too_late = limit_s, False
+        self._limit = threading.Timer(limit_s, self._stop)
         self._limit.daemon = True
         self._limit.start()
+
+    def _stop(self) -> None:
+        self._too_late = True
+        self._process.kill()
 
     def answer(self) -> dict[str, Any]:
         """The next answer, whenever it comes."""
@@ -64,7 +69,8 @@ class Process:
             self._said.append(line)
         self._process.wait()
         self._errors.seek(0)
-        raise ProcessFailed("".join(self._said)[-2000:] + self._errors.read()[-6000:])
+        late = f"\nError: not done after {self._limit_s:.0f} s" if self._too_late else ""
+        raise ProcessFailed("".join(self._said)[-2000:] + self._errors.read()[-6000:] + late)
 
     def ask(self, **what: Any) -> dict[str, Any]:
         """One question and its answer."""

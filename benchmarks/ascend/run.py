@@ -65,8 +65,12 @@ def steps(model: str, backends: Sequence[str]) -> list[dict[str, Any]]:
                 row = ended(model, backend, why)
             rows.append(row)
         for turn in range(TURNS):
-            for process, row in alive if turn % 2 == 0 else alive[::-1]:
-                row["turns"].append(process.ask())
+            for process, row in list(alive if turn % 2 == 0 else alive[::-1]):
+                try:
+                    row["turns"].append(process.ask())
+                except ProcessFailed as why:
+                    row |= ended(model, row["backend"], why)
+                    alive.remove((process, row))
     for _, row in alive:
         for what in ("host_us", "bare_us"):
             row[what] = median(turn[what] for turn in row["turns"])

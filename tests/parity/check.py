@@ -100,7 +100,8 @@ def _run(case: Case, driver: Driver, must_replay: bool, listed: bool) -> Result:
     if difference is not None:
         return _ended(result, difference.kind, difference.detail)
     kind, detail = _account(tally, must_replay)
-    if kind == NOT_REPLAYED and waits_for_the_device(lambda: case.call(clone_group(case.values[0]))):
+    refused_a_wait = all("synchronize" in reason for reason in tally.reasons)
+    if kind == NOT_REPLAYED and refused_a_wait and waits_for_the_device(lambda: case.call(clone_group(case.values[0]))):
         kind = COUNTED
     return _ended(result, kind, detail)
 
