@@ -15,7 +15,6 @@ from torch import Tensor
 
 import graphmode
 from graphmode.devices.adapter import device_named
-from graphmode.errors import GraphModeError
 from graphmode.inspect.counters import ledger
 from tests.contract.ways import assert_same, both_ways, counted, reasons
 
@@ -336,9 +335,9 @@ def test_lengths_that_the_op_refuses_are_an_error_that_changes_nothing() -> None
     g, tensors = compiled(f), (heads(), *blocks, table)
     for i in range(3, 9):
         assert_same(g(*tensors, mine, [i, i]), f(*tensors, theirs, [i, i]))
-    with counted() as since, pytest.raises(GraphModeError, match=r"\[3, 99\].*99 keys in 4 blocks") as raised:
+    with counted() as since, pytest.raises(RuntimeError, match="99 keys in 4 blocks") as raised:
         g(*tensors, mine, [3, 99])  # the last sequence is refused when the first ones were taken
-    assert isinstance(raised.value.__cause__, RuntimeError) and since.graphs == -1
+    assert any("[3, 99]" in note for note in raised.value.__notes__) and since.graphs == -1
     with pytest.raises(RuntimeError, match="99 keys in 4 blocks"):
         f(*tensors, theirs.clone(), [3, 99])
     for lengths in ([8, 8], [3, 9], [9, 3], [9, 3]):

@@ -58,26 +58,37 @@ class _Held:
     """A graph of torch's, which ends with the last reference to it."""
 
     def __init__(self, device: AcceleratorDevice, pool: Pool) -> None:
-        pool.enter()
-        self.pool: Pool | None = pool
-        self.graph = device.empty_graph(pool.handle)
+        self.graph: Any = None
         self._device = device
+        self._pool: Pool | None = None
+        self._handle = pool.enter()
+        self._pool = pool  # from here on its end is told
+        self.graph = device.empty_graph(self._handle)
 
-    def never_began(self) -> None:
-        """There is no graph: nothing is freed with it."""
-        assert self.pool is not None
-        self.pool.leave()
-        self.pool = None
+    def captured(self) -> Pool:
+        """The capture ended; the pool that it is in."""
+        assert self._pool is not None
+        handle = self.graph.pool()
+        self._pool.captured(self._handle, handle)
+        self._handle = handle
+        return self._pool
 
     def failed(self, *, began: bool) -> None:
         """The capture could not begin, or end."""
-        assert self.pool is not None
-        self.pool.failed(self.graph, began=began)
+        assert self._pool is not None
+        self._pool.failed(self.graph, self._handle, began=began)
+
+    def never_began(self) -> None:
+        """There is no graph: nothing of the device's budget is freed with it."""
+        assert self._pool is not None
+        self.graph = None
+        self._pool.leave(self._handle)
+        self._pool = None
 
     def __del__(self) -> None:
         self.graph = None
-        if self.pool is not None and getattr(torch, "accelerator", None) is not None:  # at exit modules go first
-            self.pool.leave()
+        if self._pool is not None and getattr(torch, "accelerator", None) is not None:  # at exit modules go first
+            self._pool.leave(self._handle)
             self._device.dropped()
 
 
@@ -146,8 +157,7 @@ class AcceleratorGraph(DeviceGraph):
             raise _refused(error, self._device) from error
         finally:
             self._leave()
-        pool = self._device.pool(index)
-        pool.handle = self._held.graph.pool()
+        pool = self._held.captured()
         self._ready = True
         results = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in outputs or []}
         grown = max(0, self._device.reserved(index) - self._before)

@@ -203,7 +203,6 @@ bool matches(Entry& e, PyObject* const* args, size_t n, const Mode& mode, bool g
       return false;
     }
   }
-  fetch_ahead(e, args, n);
   e.met.resize(n);
   bool moved = !e.checked;
   e.checked = false;  // until every argument was looked at
@@ -478,6 +477,7 @@ PyObject* runner_try(PyObject* runner, PyObject* const* args, size_t n, const Mo
   }
   c10::SmallVector<const at::Tensor*, 64> tensors(n);
   const bool grad = state.enables_grad || c10::GradMode::is_enabled();
+  fetch_ahead(*entries.front(), args, n);  // the others have the same weights
   for (size_t i = 0; i < entries.size(); ++i) {
     const std::shared_ptr<Entry> entry = entries[i];  // comparing objects may run Python, and that anything
     if (matches(*entry, args, n, mode, grad, tensors.data()) && entry->graph->fits({tensors.data(), n})) {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphmode.devices.adapter import DeviceGraph
-from graphmode.errors import CaptureError, GraphModeError
+from graphmode.errors import CaptureError
 from graphmode.inspect.counters import Counters
 from graphmode.program.updates import Lists
 
@@ -37,20 +37,17 @@ class Updating:
             raise CaptureError(f"the device can't update captured calls: {_first_line(error)}") from error
 
     def __call__(self, *told: int) -> None:
-        """Replays.
-
-        Raises:
-            GraphModeError: the calls could not be updated. Nothing was launched, and the graph is dropped.
-        """
+        """Replays. What an update raises, the op's own as in eager, comes before the launch, and drops the graph."""
         if told != self._has:
             try:
                 self._update(told)
             except Exception as error:  # the op's own, as in eager for such integers, or the device's
                 self.failed()
-                raise GraphModeError(
-                    f"a graph could not be given the integers {list(told)} of this call: {_first_line(error)}. "
-                    "Nothing of the call has run; the graph is dropped, and the next call captures anew"
-                ) from error
+                error.add_note(
+                    f"graphmode: a graph could not be given the integers {list(told)} of this call. Nothing of it has "
+                    "run; the graph is dropped, and the next call captures anew"
+                )
+                raise
             self._counters.updates += 1
         self._graph.replay([])
 
