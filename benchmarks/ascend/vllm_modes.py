@@ -20,6 +20,8 @@ def _graphs(mode: str | None) -> dict[str, Any]:
     return {"compilation_config": asked if mode is None else {**asked, "cudagraph_mode": mode}}
 
 
+# Every start compiles anew: one of vllm-ascend's own that finds what an earlier one left in vLLM's cache fails here.
+_EACH = {"VLLM_DISABLE_COMPILE_CACHE": "1"}
 OURS = {"VLLM_PLUGINS": "graphmode_ascend"}
 MODES: dict[str, tuple[dict[str, Any], dict[str, str]]] = {  # arguments of vLLM's engine, environment
     "eager": ({"enforce_eager": True}, {}),
@@ -46,7 +48,8 @@ def engine(
     if "compilation_config" in chosen and "compilation_config" in (further or {}):
         arguments["compilation_config"] = chosen["compilation_config"] | (further or {})["compilation_config"]
     command = [sys.executable, str(HERE / "vllm_engine.py"), json.dumps({"model": model, "engine": arguments})]
-    return Process(command, {"VLLM_PLUGINS": None, **variables, **(environment or {})}, LIMIT_S)
+    own = {"VLLM_PLUGINS": None, **_EACH, **variables, **(environment or {})}
+    return Process(command, own, LIMIT_S)
 
 
 def found_by(
