@@ -45,9 +45,13 @@ def test_latent_attention_and_experts_give_eager_s_tokens(model: str) -> None:
 
 @pytest.mark.parametrize("kind", ["whole", "pieces"])
 def test_a_step_calls_the_runtime_no_more_often_than_vllm_ascend_s(kind: str) -> None:
-    ours, theirs = asked(f"graphmode, {kind}"), asked(f"ACLGraph, {kind}")
-    for batch, steps in ours["steps"].items():
-        assert steps["calls"] <= theirs["steps"][batch]["calls"], (steps["by_call"], theirs["steps"][batch]["by_call"])
+    def calls(steps: dict[str, Any]) -> float:
+        # How often the allocator of pinned memory asks whether a copy is over depends on when it asks.
+        return sum(n for name, n in steps["by_call"].items() if name != "aclrtQueryEventStatus")
+
+    ours, theirs = asked(f"graphmode, {kind}")["steps"], asked(f"ACLGraph, {kind}")["steps"]
+    for batch, steps in ours.items():
+        assert calls(steps) <= calls(theirs[batch]), (steps["by_call"], theirs[batch]["by_call"])
 
 
 def test_every_decode_step_is_one_graph_and_nothing_is_outside() -> None:
