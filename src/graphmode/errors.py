@@ -56,3 +56,9 @@ class FallbackError(GraphModeError):
 
 class MemoryCapError(CaptureError):
     """A graph needs more memory than the cap set for graphs."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

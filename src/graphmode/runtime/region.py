@@ -20,7 +20,7 @@ import torch.fx as fx
 from graphmode import _C
 from graphmode.devices.adapter import DeviceGraph, GraphBytes, device_named
 from graphmode.devices.cpu import CpuGraph
-from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError
+from graphmode.errors import CaptureError, FallbackError, GraphModeError, MemoryCapError, first_line
 from graphmode.inspect.captures import log_capture
 from graphmode.inspect.counters import Counters, ledger
 from graphmode.options import Options
@@ -541,13 +541,8 @@ def _not_captured(error: Exception, located: Located) -> CaptureError:
         located.culprit = None  # no one call's fault
         return CaptureError(_OUT_OF_MEMORY, line=located.line(), for_want_of_room=True)
     op = _name(located.node.target) if located.node is not None else "the program"
-    reason = f"{op} can't be captured: {_first_line(error)}"
+    reason = f"{op} can't be captured: {first_line(error)}"
     return CaptureError(reason, line=located.line())
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _name(target: Any) -> str:

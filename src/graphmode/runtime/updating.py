@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from graphmode.devices.adapter import DeviceGraph
-from graphmode.errors import CaptureError
+from graphmode.errors import CaptureError, first_line
 from graphmode.inspect.counters import Counters
 from graphmode.program.updates import Lists
 
@@ -34,7 +34,7 @@ class Updating:
         try:
             self._update(told)
         except Exception as error:  # whatever a device raises
-            raise CaptureError(f"the device can't update captured calls: {_first_line(error)}") from error
+            raise CaptureError(f"the device can't update captured calls: {first_line(error)}") from error
 
     def __call__(self, *told: int) -> None:
         """Replays. What an update raises, the op's own as in eager, comes before the launch, and drops the graph."""
@@ -55,8 +55,3 @@ class Updating:
         self._has = None  # until all calls have them
         self._graph.update(self._lists(*told))
         self._has = told
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
