@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from graphmode.program.updates import Lists
+
 TABLE: Mapping[str, tuple[str, ...]] = {  # by the op's name, its arguments that are lists of lengths
     "npu::npu_fused_infer_attention_score": ("actual_seq_lengths", "actual_seq_lengths_kv"),
     "npu::npu_fused_infer_attention_score_v2": ("actual_seq_qlen", "actual_seq_kvlen"),
@@ -45,7 +47,7 @@ class TaskGroups:
         """
         shaped_args, shaped_kwargs = pytree.tree_map_only(torch.Tensor, _shape, (tuple(args), dict(kwargs)))
         shaped = op(*shaped_args, **shaped_kwargs)
-        self._device = args[0].device
+        self._device = next(t.device for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
         results = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=self._device) for t in shaped]
         packet = op._overloadpacket
         largest = getattr(torch.ops.npu, f"_{packet.__name__}_get_max_workspace")(*args, **kwargs)
@@ -58,7 +60,7 @@ class TaskGroups:
         self._groups.append(_Group(handle, packet.out, *places))
         return tuple(results)
 
-    def update(self, lists: Sequence[Mapping[str, Sequence[int]]]) -> None:
+    def update(self, lists: Sequence[Lists]) -> None:
         """Gives the calls other lengths, on the current stream: after what it has, and before what it is given next."""
         with self._npu.device(self._device), torch._C._AutoDispatchBelowAutograd():
             stream = self._npu.current_stream()

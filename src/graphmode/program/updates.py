@@ -16,7 +16,7 @@ import torch.fx as fx
 
 from graphmode.program.effects import op_name
 
-Lists = Mapping[str, Sequence[int]]  # arguments of one call, by name
+Lists = Mapping[str, Sequence[int] | torch.Tensor]  # arguments of one call, by name
 Updatable = Mapping[str, tuple[str, ...]]  # by the op's name: keyword arguments, lists of integers, that are updated
 
 _ARITHMETIC = {

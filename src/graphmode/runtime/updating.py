@@ -6,7 +6,7 @@ a guess. Called in the device's turn, so by one thread at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from graphmode.devices.adapter import DeviceGraph
 from graphmode.errors import CaptureError, first_line
@@ -23,9 +23,9 @@ class Updating:
         self._graph = graph
         self._lists = lists
         self._counters = counters
-        self._has: tuple[int, ...] | None = None  # None: nobody knows
+        self._has: tuple[Hashable, ...] | None = None  # None: nobody knows
 
-    def prove(self, told: tuple[int, ...]) -> None:
+    def prove(self, told: tuple[Hashable, ...]) -> None:
         """After the capture, and before anyone relies on it: updates the calls to what they were captured with.
 
         Raises:
@@ -36,7 +36,7 @@ class Updating:
         except Exception as error:  # whatever a device raises
             raise CaptureError(f"the device can't update captured calls: {first_line(error)}") from error
 
-    def __call__(self, *told: int) -> None:
+    def __call__(self, *told: Hashable) -> None:
         """Replays. What an update raises, the op's own as in eager, comes before the launch, and drops the graph."""
         if told != self._has:
             try:
@@ -51,7 +51,7 @@ class Updating:
             self._counters.updates += 1
         self._graph.replay([])
 
-    def _update(self, told: tuple[int, ...]) -> None:
+    def _update(self, told: tuple[Hashable, ...]) -> None:
         self._has = None  # until all calls have them
         self._graph.update(self._lists(*told))
         self._has = told

@@ -11,6 +11,7 @@ from processes import ProcessFailed
 from vllm_modes import MODES, found_by
 
 QUICK = {"model": "llama", "batches": [1, 3, 8], "prompts": 8, "tokens": 10}
+SMALL = {"batches": [1, 3], "prompts": 4, "tokens": 6}
 SMOLLM2 = {"model": "smollm2", "batches": list(range(1, 9)), "prompts": 50, "tokens": 8}
 
 
@@ -37,10 +38,19 @@ def test_tokens_of_smollm2_are_eager_s(mode: str) -> None:
 
 @pytest.mark.parametrize("model", ["deepseek_v2", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
 def test_latent_attention_and_experts_give_eager_s_tokens(model: str) -> None:
-    small = {"model": model, "batches": [1, 3], "prompts": 4, "tokens": 6}
-    ours = asked("graphmode, whole", small)
-    assert ours["answers"] == asked("eager", small)["answers"]
+    ours = asked("graphmode, whole", {**SMALL, "model": model})
+    assert ours["answers"] == asked("eager", {**SMALL, "model": model})["answers"]
     assert ours["graphmode"]["graphs"] == 8 and ours["graphmode"]["fallbacks"] == {}
+
+
+@pytest.mark.parametrize("model", ["llama", "deepseek_v2"])
+def test_batches_that_are_padded_to_a_size_give_eager_s_tokens(model: str) -> None:
+    padded = {**SMALL, "model": model, "batches": [1, 3, 5], "prompts": 5}
+    ours = asked(
+        "graphmode, whole", padded, engine_arguments={"compilation_config": {"cudagraph_capture_sizes": [4, 8]}}
+    )
+    assert ours["answers"] == asked("eager", padded)["answers"]
+    assert ours["graphmode"]["graphs"] == 2 and ours["graphmode"]["fallbacks"] == {} == ours["graphmode"]["notes"]
 
 
 @pytest.mark.parametrize("kind", ["whole", "pieces"])
@@ -60,6 +70,15 @@ def test_every_decode_step_is_one_graph_and_nothing_is_outside() -> None:
     assert ours["graphmode"]["graphs"] == 8 and ours["graphmode"]["fallbacks"] == {}
     for steps in ours["steps"].values():
         assert steps["by_call"]["aclmdlRIExecuteAsync"] == 1
+
+
+@pytest.mark.parametrize("model", ["llama", "deepseek_v2"])
+def test_a_step_waits_for_no_other_and_attention_for_no_event(model: str) -> None:
+    ours = asked("graphmode, whole", QUICK if model == "llama" else {**SMALL, "model": model})
+    for steps in ours["steps"].values():
+        assert steps["by_call"]["aclmdlRICaptureTaskUpdateBegin"] > 0  # attention's lengths are updated
+        assert not {"aclrtValueWrite", "aclrtSynchronizeStreamWithTimeout"} & steps["by_call"].keys()
+    assert ours["graphmode"]["notes"] == {}
 
 
 def test_whole_graphs_take_a_stream_each() -> None:

@@ -198,17 +198,24 @@ class StaticGraphs:
         return self._device.is_capturing()
 
     @contextlib.contextmanager
-    def _recording(self, key: Hashable) -> Iterator[None]:
+    def _recording(self, key: Hashable, graph: DeviceGraph) -> Iterator[None]:
         """Around the captured call; raises what it raises."""
         yield
+
+    def _captured(self, key: Hashable) -> None:
+        """The capture ended, and nobody relies on it yet: may raise CaptureError."""
 
     def _refuse(self, key: Hashable, why: CaptureError) -> None:
         """A size has no graph, and the call is about to run live."""
         self.refused[key] = why.reason, why.line
 
-    def _before_replay(self) -> None:
-        """Whatever must have ended by then."""
+    def _before_replay(self, key: Hashable) -> str | None:
+        """Waits for whatever must have ended by then; says why this call can't be replayed, where it can't."""
         get_offloader().sync_prev_onload()  # weights that were fetched ahead are there
+        return None
+
+    def _launch(self, key: Hashable, graph: DeviceGraph) -> None:
+        graph.replay([])
 
     def _gone(self, key: Hashable) -> None:
         """The graph of a size was dropped."""
@@ -222,13 +229,17 @@ class StaticGraphs:
         weights = self._places.now(self._weights)
         looked_at = torch._C._len_torch_dispatch_stack() > 0 or torch.is_grad_enabled()
         spot = None if looked_at else _C.spot(args, kwargs)
+        why_not = None
         with self._lock:
             entry = self._entries.get(key)
             if spot is not None and entry is not None and entry.spot == spot and entry.place.weights == weights:
                 self._entries[key] = self._entries.pop(key)
                 entry.elsewhere = None
-                self._replay(key, entry)
-                return each_tensor(entry.outputs, _same)
+                why_not = self._replay(key, entry)
+                if why_not is None:
+                    return each_tensor(entry.outputs, _same)
+        if why_not is not None:
+            return self._live_because(why_not, None, args, kwargs)
         try:
             place = self._place(key, args, kwargs, weights)
         except NoPlace as why:
@@ -244,8 +255,9 @@ class StaticGraphs:
                 entry.elsewhere = None if fits else place  # where it is twice in a row, it is captured anew
         if entry is not None and fits:
             with self._lock:  # nobody resets it meanwhile; and one memory serves one replay at a time
-                self._replay(key, entry)
-            return each_tensor(entry.outputs, _same)
+                moved = self._replay(key, entry)
+            if moved is None:
+                return each_tensor(entry.outputs, _same)
         if moved is not None:
             return self._live_because(moved, None, args, kwargs)
         if key in self.refused:
@@ -282,17 +294,21 @@ class StaticGraphs:
             raise FallbackError(f"require=True: a call would run outside a graph: {reason}{where}")
         self.counters.live_calls += 1
 
-    def _replay(self, key: Hashable, entry: _Entry) -> None:
-        self._before_replay()
+    def _replay(self, key: Hashable, entry: _Entry) -> str | None:
+        """Nothing has happened where it returns why not."""
+        why_not = self._before_replay(key)
+        if why_not is not None:
+            return why_not
         try:
             with self._device.in_turn(()):
-                entry.graph.replay([])
+                self._launch(key, entry.graph)
         except BaseException:
             with self._lock:
                 if self._entries.get(key) is entry:
                     self._drop(key)
             raise
         self.replayed.replays += 1
+        return None
 
     # --- capture ------------------------------------------------------------------------------------------------
 
@@ -318,7 +334,7 @@ class StaticGraphs:
             with _undisturbed(), self._device.in_turn(()):
                 get_offloader().sync_prev_onload()
                 graph.capture_begin([], line_running, None)
-                with unseen or contextlib.nullcontext(), self._recording(key):
+                with unseen or contextlib.nullcontext(), self._recording(key, graph):
                     outputs = self._record(args, kwargs)
                 recorded = True
                 graph.capture_end(None)
@@ -328,12 +344,13 @@ class StaticGraphs:
                 raise CaptureError("a result needs gradients, which no replay makes: call under inference_mode()")
             self._check_cap(graph)
             graph.instantiate(poison=self.options.poison)
+            self._captured(key)
         except BaseException as error:
             refused = self._refusal(graph, error, recorded)
             graph.reset()
+            self._gone(key)
             if refused is None:
                 raise
-            self._gone(key)
             self._refuse(key, refused)
             self._fall_back(refused.reason, refused.line)
             return outputs if self._executes else self._live(args, kwargs)
@@ -342,7 +359,10 @@ class StaticGraphs:
             self._entries[key] = entry
             self._evict(self._room())
         if not self._executes:
-            self._replay(key, entry)
+            with self._lock:
+                why_not = self._replay(key, entry)
+            if why_not is not None:
+                return self._live_because(why_not, None, args, kwargs)
         self._note_capture(key, graph, time.perf_counter() - start)
         return outputs
 

@@ -1,6 +1,7 @@
 """graphmode's static-graph wrapper in the place of vllm-ascend's ACLGraphWrapper.
 
-Owns what only vllm-ascend's graphs need: the flag under which its attention records what a replay must update, and
+Owns what only vllm-ascend's graphs need: that attention's lengths are told to a replay before it is launched, and where
+they can't be, vllm-ascend's own way: the flag under which its attention records what is updated after the launch, and
 that no update reaches a graph that did not run. The rest is the wrapper of any accelerator.
 """
 
@@ -20,9 +21,12 @@ from vllm.forward_context import get_forward_context
 from vllm_ascend.ascend_forward_context import _EXTRA_CTX
 from vllm_ascend.compilation import acl_graph
 
+from graphmode.devices.adapter import DeviceGraph
 from graphmode.errors import CaptureError
+from graphmode.integrations.vllm.places import Place
 from graphmode.integrations.vllm.plugin import log
 from graphmode.integrations.vllm.static_graph import Runnable, StaticGraphs, StaticGraphWrapper
+from graphmode.integrations.vllm_ascend.lengths import Lengths, NotTold, Told
 from graphmode.integrations.vllm_ascend.updates import Updates
 
 
@@ -79,6 +83,10 @@ class NpuGraphs(StaticGraphs):
         self._whole = wrapper.runtime_mode == CUDAGraphMode.FULL
         self._use_eagle, self._enable_enpu = wrapper.use_eagle, wrapper.enable_enpu
         self._updates = Updates()
+        self._told: dict[Hashable, Told] = {}
+        # Of a speculated step vllm-ascend computes lengths where it updates them, and ENPU has an order of its own.
+        self._tells = self._whole and not self._enable_enpu and wrapper.vllm_config.speculative_config is None
+        self._lengths: Lengths | None = None  # of the capture that is open
         if not self._whole:
             NpuGraphs._pieces.add(self)
 
@@ -94,9 +102,29 @@ class NpuGraphs(StaticGraphs):
     def _inside_a_capture(self) -> bool:
         return self._device.capturing_thread == threading.get_ident()  # without asking the runtime at each replay
 
+    # --- attention's lengths ------------------------------------------------------------------------------------
+
+    def _capture(
+        self, key: Hashable, place: Place, spot: bytes | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self._tells:
+            try:
+                return super()._capture(key, place, spot, args, kwargs)
+            except NotTold as why:
+                self._tells = False
+                self.counters.note(f"attention's lengths are updated after the launch, as vllm-ascend does it: {why}")
+        return super()._capture(key, place, spot, args, kwargs)
+
     @contextlib.contextmanager
-    def _recording(self, key: Hashable) -> Iterator[None]:
+    def _recording(self, key: Hashable, graph: DeviceGraph) -> Iterator[None]:
         context = get_forward_context()
+        if self._tells:
+            self._lengths = Lengths(graph, context.attn_metadata, self._device.capabilities.updates)
+            if self._lengths.why_not is not None:
+                raise NotTold(self._lengths.why_not)
+            with self._lengths.of(context.no_compile_layers.values()):
+                yield
+            return
         context.capturing = True  # attention records a group of tasks that its update replaces
         try:
             with self._updates.recorded(key):
@@ -104,15 +132,34 @@ class NpuGraphs(StaticGraphs):
         finally:
             context.capturing = False  # so that the update after this call reaches the first replay
 
+    def _captured(self, key: Hashable) -> None:
+        if self._tells:
+            lengths, self._lengths = self._lengths, None
+            assert lengths is not None
+            self._told[key] = lengths.told(get_forward_context().attn_metadata, self.counters)
+
     def _gone(self, key: Hashable) -> None:
         self._updates.forget(key)
+        self._told.pop(key, None)
 
-    def _before_replay(self) -> None:
-        super()._before_replay()
+    def _before_replay(self, key: Hashable) -> str | None:
+        why_not = super()._before_replay(key)
+        told = self._told.get(key)
+        if told is not None:
+            return why_not or told.why_not(get_forward_context().attn_metadata)
         if self._whole and not self._enable_enpu and not (self._use_eagle and _EXTRA_CTX.is_draft_model):
             # The update of this step's attention must find the last replay over: it changes that graph's tasks.
             assert self._device.turn is not None
             self._device.turn.synchronize()
+        return why_not
+
+    def _launch(self, key: Hashable, graph: DeviceGraph) -> None:
+        told = self._told.get(key)
+        if told is None:
+            super()._launch(key, graph)
+            return
+        told.launch()
+        get_forward_context().cudagraph_runtime_mode = CUDAGraphMode.NONE  # the model runner has nothing to update
 
     # --- sizes in pieces ----------------------------------------------------------------------------------------
 
