@@ -78,7 +78,20 @@ def _cells(row: Row) -> list[Any]:
     why += [f"Dynamo: {_one_line(reason)} ({count}x)" for reason, count in row.dynamo_breaks.items()]
     counts = (row.captures, row.replays, row.breaks, row.live_calls)
     answer = identical or f"**no**: {row.verdict}"
-    return [row.name, row.family, answer, *counts, "<br>".join(why), f"{row.seconds:.1f}"]
+    return [
+        row.name,
+        row.family,
+        answer,
+        *counts,
+        _folded(why) if identical else "<br>".join(why),
+        f"{row.seconds:.1f}",
+    ]
+
+
+def _folded(why: Sequence[str]) -> str:
+    """What only a reader of this row asks for opens with a click, or its cell is taller than a screen."""
+    what = f"{len(why)} reason{'s' if len(why) > 1 else ''}"
+    return f"<details><summary>{what}</summary>{'<br>'.join(why)}</details>" if why else ""
 
 
 def _reason(reason: dict[str, Any]) -> str:
