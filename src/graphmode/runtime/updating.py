@@ -44,8 +44,8 @@ class Updating:
             except Exception as error:  # the op's own, as in eager for such integers, or the device's
                 self.failed()
                 error.add_note(
-                    f"graphmode: a graph could not be given the integers {list(told)} of this call. Nothing of it has "
-                    "run; the graph is dropped, and the next call captures anew"
+                    f"graphmode: a graph could not be given the lengths {list(told)} of this call. Nothing of it has "
+                    "run, and the graph is dropped"
                 )
                 raise
             self._counters.updates += 1

@@ -16,6 +16,7 @@ from vllm.forward_context import BatchDescriptor, ForwardContext, get_forward_co
 from vllm_ascend.compilation import acl_graph
 
 import graphmode
+from graphmode.errors import FallbackError
 from graphmode.integrations.vllm_ascend.static_graph import NpuGraphWrapper
 
 FULL = CUDAGraphMode.FULL
@@ -95,15 +96,21 @@ class Attention(torch.nn.Module):
         return self.impl.forward(q)
 
 
-def step(wrapper: NpuGraphWrapper, q: Tensor, metadata: Any) -> tuple[Any, Any]:
+def of(metadata: Any, size: int, wrapper: NpuGraphWrapper) -> Any:
+    layer = wrapper.runnable
     here: Any = ForwardContext(
-        no_compile_layers={"model": wrapper.runnable},
+        no_compile_layers={"model": layer} if isinstance(layer, Attention) else {},
         attn_metadata=metadata,
         slot_mapping={},
         cudagraph_runtime_mode=FULL,
-        batch_descriptor=BatchDescriptor(num_tokens=ROWS),
+        batch_descriptor=BatchDescriptor(num_tokens=size),
     )
     here.capturing = False  # as vllm-ascend adds it
+    return here
+
+
+def step(wrapper: NpuGraphWrapper, q: Tensor, metadata: Any, size: int = ROWS) -> tuple[Any, Any]:
+    here = of(metadata, size, wrapper)
     with override_forward_context(here):
         return wrapper(q), here
 
@@ -206,7 +213,7 @@ def test_places_that_were_one_and_are_two_are_a_live_call() -> None:
     assert graphmode.report().live_calls == 1
 
 
-def left_to_vllm_ascend(f: Callable[[Tensor], Tensor]) -> None:
+def left_to_vllm_ascend(f: Callable[[Tensor], Tensor], why: str) -> None:
     flags = []
 
     def watched(q: Tensor) -> Tensor:
@@ -216,32 +223,145 @@ def left_to_vllm_ascend(f: Callable[[Tensor], Tensor]) -> None:
     wrapper, q = steps_of(watched)
     _, here = step(wrapper, q, {"a": Metadata([5, 6, 7])})
     assert flags == [False, True]  # captured again, under the flag that vllm-ascend's attention looks at
-    assert here.cudagraph_runtime_mode is FULL
+    assert here.cudagraph_runtime_mode is FULL and not here.capturing
     assert (graphmode.report().captures, graphmode.report().live_calls) == (1, 0)
+    (note,) = graphmode.report().notes
+    assert note.startswith("attention's lengths") and why in note
+    assert "forward" not in vars(wrapper.runnable.impl)
+
+
+def of_the_step() -> Any:
+    return get_forward_context().attn_metadata["a"]
+
+
+def paged(q: Tensor) -> Tensor:
+    blocks = torch.zeros(ROWS, 1, dtype=torch.int32, device="npu")
+    keys, values = (t.view(ROWS, ROOM, HEADS, WIDTH) for t in cache())
+    out = torch.empty(ROWS, HEADS, WIDTH, dtype=q.dtype, device="npu")
+    torch.ops.atb._npu_paged_attention(
+        q.view(ROWS, HEADS, WIDTH), keys, values, HEADS, HEADS, WIDTH**-0.5, blocks, of_the_step().seq_lens, out
+    )
+    return out
+
+
+def told(q: Tensor) -> Tensor:
+    return attend(q, of_the_step().seq_lens_list, *cache())
 
 
 def test_lengths_that_are_computed_are_left_to_vllm_ascend() -> None:
     left_to_vllm_ascend(
-        lambda q: attend(q, [n + 1 for n in get_forward_context().attn_metadata["a"].seq_lens_list], *cache())
+        lambda q: attend(q, [n + 1 for n in of_the_step().seq_lens_list], *cache()), "is not in the metadata"
     )
 
 
-def test_a_step_without_lengths_is_left_to_vllm_ascend() -> None:
-    left_to_vllm_ascend(lambda q: q * 2)
+def test_attention_without_lengths_is_left_to_vllm_ascend() -> None:
+    left_to_vllm_ascend(lambda q: q * 2, "makes no call whose lengths can be updated")
 
 
 def test_lengths_in_a_tensor_on_the_host_are_left_to_vllm_ascend() -> None:
-    def paged(q: Tensor) -> Tensor:
-        one = get_forward_context().attn_metadata["a"]
-        blocks = torch.zeros(ROWS, 1, dtype=torch.int32, device="npu")
-        keys, values = (t.view(ROWS, ROOM, HEADS, WIDTH) for t in cache())
-        out = torch.empty(ROWS, HEADS, WIDTH, dtype=q.dtype, device="npu")
-        torch.ops.atb._npu_paged_attention(
-            q.view(ROWS, HEADS, WIDTH), keys, values, HEADS, HEADS, WIDTH**-0.5, blocks, one.seq_lens, out
-        )
-        return out
+    left_to_vllm_ascend(paged, "_npu_paged_attention reads a tensor on the host")
 
-    left_to_vllm_ascend(paged)
+
+def test_a_list_of_the_metadata_that_another_op_takes_is_left_to_vllm_ascend() -> None:
+    left_to_vllm_ascend(
+        lambda q: told(q).repeat(of_the_step().seq_lens_list)[:ROWS, :1], "takes a list of the metadata"
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, IndexError])
+def test_attention_that_can_not_be_captured_so_is_left_to_vllm_ascend(error: type[Exception]) -> None:
+    def f(q: Tensor) -> Tensor:
+        if not get_forward_context().capturing:
+            raise error("not in a capture")
+        return q * 2
+
+    left_to_vllm_ascend(f, f"{error.__name__}: not in a capture")
+
+
+def test_a_step_without_attention_is_left_to_vllm_ascend() -> None:
+    wrapper, q = NpuGraphWrapper(lambda q: q * 2, config(), FULL), query()
+    for metadata in ({"a": Metadata([5, 6, 7])}, {"a": Metadata([6, 7, 8])}):
+        out, _ = step(wrapper, q, metadata)
+        assert torch.equal(out, q * 2)
+    assert (graphmode.report().captures, graphmode.report().live_calls) == (1, 0)
+
+
+def test_a_size_that_is_left_to_vllm_ascend_says_nothing_of_another() -> None:
+    def by_size(q: Tensor) -> Tensor:
+        return paged(q) if get_forward_context().batch_descriptor.num_tokens == 7 else told(q)
+
+    wrapper, q = steps_of(by_size)
+    acl_graph.get_graph_params().events[7] = acl_graph.get_graph_params().handles[7] = []
+    assert step(wrapper, q, {"a": Metadata([5, 6, 7])}, 7)[1].cudagraph_runtime_mode is FULL
+    for lengths in ([5, 6, 7], [6, 7, 8]):
+        out, here = step(wrapper, q, {"a": Metadata(lengths)})
+        assert torch.equal(out, attend(q, lengths, *cache())) and here.cudagraph_runtime_mode is not FULL
+    assert step(wrapper, q, {"a": Metadata([5, 6, 7])}, 7)[1].cudagraph_runtime_mode is FULL
+    assert (graphmode.report().graphs, graphmode.report().live_calls) == (2, 0)
+    assert ["of 7 tokens" in note for note in graphmode.report().notes] == [True]
+
+
+def test_a_model_that_counts_its_layers_counts_them_anew() -> None:
+    def counts(q: Tensor) -> Tensor:
+        here = get_forward_context()
+        here.layer_idx = getattr(here, "layer_idx", 0) + 1
+        return q * here.layer_idx
+
+    wrapper, q = steps_of(counts)
+    for _ in range(2):
+        out, _ = step(wrapper, q, {"a": Metadata([5, 6, 7])})
+        assert torch.equal(out, q)
+
+
+def test_lengths_are_told_no_more_when_their_graph_is_gone() -> None:
+    wrapper, q = steps_of(told)
+    for _ in range(2):
+        step(wrapper, q, {"a": Metadata([5, 6, 7])})
+        assert len(wrapper._graphs._told) == 1
+        wrapper.clear_graphs()
+        assert not wrapper._graphs._told
+    assert graphmode.report().captures == 2 and "forward" not in vars(wrapper.runnable.impl)
+
+
+def test_required_graphs_are_an_error_where_the_metadata_is_of_another_kind() -> None:
+    same = [5, 6, 7]
+    with graphmode.options(require=True):
+        wrapper, q = steps_of(told)
+    step(wrapper, q, {"a": Metadata(same, decode=Metadata(same))})
+    with pytest.raises(FallbackError, match="of another kind"):
+        step(wrapper, q, {"a": Metadata([8, 8, 8], decode=Metadata([9, 9, 9]))})
+
+
+def test_running_sums_are_given_as_they_are() -> None:
+    """Layout TND: other requests than the graph was captured for, in as many rows."""
+    keys, values = (t.reshape(ROWS * 4, 16, -1) for t in cache())
+
+    def mixed(q: Tensor) -> Tensor:
+        one = of_the_step()
+        return torch.ops.npu.npu_fused_infer_attention_score(
+            query=q.view(ROWS, HEADS, WIDTH),
+            key=keys,
+            value=values,
+            block_table=one.mask,
+            block_size=16,
+            actual_seq_lengths=one.decode.seq_lens_list,
+            actual_seq_lengths_kv=one.seq_lens_list,
+            num_heads=HEADS,
+            input_layout="TND",
+            scale=WIDTH**-0.5,
+        )[0]
+
+    def requests(sums: list[int], lengths: list[int]) -> dict[str, Metadata]:
+        table = torch.arange(4 * len(sums), device="npu", dtype=torch.int32).view(len(sums), 4)
+        return {"a": Metadata(lengths, mask=table, decode=Metadata(sums))}
+
+    wrapper, q = steps_of(mixed)
+    for sums, lengths in (([1, 2, 3], [5, 6, 7]), ([1, 3], [9, 8]), ([3], [40]), ([1, 2, 3], [1, 2, 3])):
+        out, _ = step(wrapper, q, requests(sums, lengths))
+        here = requests(sums, lengths)
+        with override_forward_context(of(here, ROWS, wrapper)):
+            assert torch.equal(out, mixed(q)), sums
+    assert (graphmode.report().captures, graphmode.report().live_calls) == (1, 0)
 
 
 def test_an_update_that_the_op_refuses_raises_and_drops_the_graph() -> None:

@@ -53,6 +53,15 @@ def test_batches_that_are_padded_to_a_size_give_eager_s_tokens(model: str) -> No
     assert ours["graphmode"]["graphs"] == 2 and ours["graphmode"]["fallbacks"] == {} == ours["graphmode"]["notes"]
 
 
+def test_graphs_of_mixed_steps_give_eager_s_tokens() -> None:
+    """A size is captured for as many requests as it has tokens, and serves fewer, with prompts among them."""
+    mixed = {**SMALL, "model": "llama", "batches": [1, 2, 5], "prompts": 10}
+    graphs = {"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [4, 8, 16]}
+    ours = asked("graphmode, whole", mixed, engine_arguments={"compilation_config": graphs})
+    assert ours["mode"] == "FULL" and ours["answers"] == asked("eager", mixed)["answers"]
+    assert ours["graphmode"]["graphs"] == 3 and ours["graphmode"]["fallbacks"] == {} == ours["graphmode"]["notes"]
+
+
 @pytest.mark.parametrize("kind", ["whole", "pieces"])
 def test_a_step_calls_the_runtime_no_more_often_than_vllm_ascend_s(kind: str) -> None:
     def calls(steps: dict[str, Any]) -> float:

@@ -344,7 +344,8 @@ class StaticGraphs:
                 raise CaptureError("a result needs gradients, which no replay makes: call under inference_mode()")
             self._check_cap(graph)
             graph.instantiate(poison=self.options.poison)
-            self._captured(key)
+            with self._device.in_turn(()):
+                self._captured(key)
         except BaseException as error:
             refused = self._refusal(graph, error, recorded)
             graph.reset()

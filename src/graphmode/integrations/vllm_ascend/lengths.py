@@ -25,11 +25,17 @@ from graphmode.program.updates import Lists, Updatable
 from graphmode.runtime.updating import Updating
 
 Metadata = Mapping[str, Any]  # vLLM's: of each attention layer; layers of one group share theirs
-_HOST_OPS = ("npu", "atb")  # namespaces whose ops read tensors on the host when they are called
+_HOST_OPS = ("npu", "atb", "_C_ascend")  # namespaces whose ops read tensors on the host when they are called
+_SUMS = ("TND", "NTD")  # layouts without a dimension of requests: their lengths are running sums, one a request
 
 
 class NotTold(Exception):
     """This step's lengths can't be told to its replays. The message says which."""
+
+    def __init__(self, why: str, *, this_size: bool = False) -> None:
+        """`this_size`: another size of the same model may be told all the same."""
+        super().__init__(why)
+        self.this_size = this_size
 
 
 class _Moved(Exception):
@@ -57,7 +63,17 @@ class _Source:
 
 
 def _address(tensor: Any) -> Hashable:
-    return (tensor.data_ptr(), *tensor.shape) if isinstance(tensor, torch.Tensor) else None
+    if not isinstance(tensor, torch.Tensor):
+        return None
+    return f"{tensor.data_ptr():#x}", *tensor.shape, *tensor.stride(), tensor.dtype
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A captured call: its arguments of the metadata, by the number of their source."""
+
+    told: Mapping[str, int]
+    padded: str | None  # the argument that has an entry for each request of the captured size, there or not
 
 
 class Lengths(TorchFunctionMode):
@@ -69,15 +85,15 @@ class Lengths(TorchFunctionMode):
     def __init__(self, graph: DeviceGraph, metadata: Any, updatable: Updatable) -> None:
         """`updatable`: the ops, with those of their arguments that are lengths."""
         super().__init__()
-        self.why_not: str | None = None
+        self.why_not: NotTold | None = None
         self._graph = graph
         self._updatable = updatable
         self._sources: dict[int, _Source] = {}  # by the identity of what is there
         self._there: list[Any] = []  # and that, so that nothing else has its identity
         self._used: dict[int, int] = {}  # of those, the ones that the calls have, with their numbers
-        self._calls: list[dict[str, int]] = []  # each call's arguments, by number
+        self._calls: list[_Call] = []
         if not isinstance(metadata, Mapping) or not metadata:
-            self.why_not = "vLLM has no metadata by layer for this step"
+            self.why_not = NotTold("vLLM has no metadata by layer for this step")
         else:
             self._sources, self._there = _sources(metadata)
 
@@ -105,7 +121,9 @@ class Lengths(TorchFunctionMode):
             with self:
                 out = forward(*args, **kwargs)
             if len(self._calls) == before:  # it may have lengths all the same, in a call that nobody saw
-                self.why_not = self.why_not or f"{forward.__qualname__} makes no call whose lengths can be updated"
+                self.why_not = self.why_not or NotTold(
+                    f"{forward.__qualname__} makes no call whose lengths can be updated"
+                )
             return out
 
         return inside
@@ -118,21 +136,32 @@ class Lengths(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        op = func.default if isinstance(func, torch._ops.OpOverloadPacket) else func
-        if not isinstance(op, torch._ops.OpOverload) or self.why_not is not None:
-            return func(*args, **kwargs)
-        lengths = self._updatable.get(op_name(op))
-        if lengths is None:
-            if op.namespace in _HOST_OPS and any(_on_the_host(a) for a in (*args, *kwargs.values())):
-                self.why_not = f"{op_name(op)} reads a tensor on the host"
+        op = getattr(func, "default", None) if isinstance(func, torch._ops.OpOverloadPacket) else func
+        if not isinstance(op, torch._ops.OpOverload):
+            op = None
+        lengths = self._updatable.get(op_name(op)) if op is not None else None
+        if self.why_not is not None or op is None or lengths is None:
+            self.why_not = self.why_not or self._why_not_as_it_is(op or func, (*args, *kwargs.values()))
             return func(*args, **kwargs)
         told = {name: id(value) for name, value in kwargs.items() if id(value) in self._sources}
         for name in lengths:
             if kwargs.get(name) is not None and name not in told:
-                self.why_not = f"{name} of {op_name(op)} is not in the metadata"
+                self.why_not = NotTold(f"{name} of {op_name(op)} is not in the metadata")
                 return func(*args, **kwargs)
-        self._calls.append({name: self._used.setdefault(found, len(self._used)) for name, found in told.items()})
+        numbers = {name: self._used.setdefault(found, len(self._used)) for name, found in told.items()}
+        sums = str(kwargs.get("input_layout", "")).startswith(_SUMS)
+        self._calls.append(_Call(numbers, None if sums else lengths[-1]))
         return self._graph.capture_updatable(op, args, kwargs)
+
+    def _why_not_as_it_is(self, called: Any, values: Sequence[Any]) -> NotTold | None:
+        """What attention calls beside that may have lengths too, which stay what they were at the capture."""
+        op = called if isinstance(called, torch._ops.OpOverload) else None
+        name = op_name(op) if op is not None else getattr(called, "__name__", str(called))
+        if op is not None and op.namespace in _HOST_OPS and any(_on_the_host(value) for value in values):
+            return NotTold(f"{name} reads a tensor on the host", this_size=True)
+        if any(isinstance(value, list) and id(value) in self._sources for value in values):
+            return NotTold(f"{name} takes a list of the metadata, and can't be updated")
+        return None
 
     def told(self, metadata: Metadata, counters: Counters) -> Told:
         """After the capture: who launches its replays.
@@ -141,9 +170,9 @@ class Lengths(TorchFunctionMode):
             NotTold: they can't be told.
         """
         if self.why_not is None and not self._calls:
-            self.why_not = "the step has no attention"
+            self.why_not = NotTold("the step has no attention")
         if self.why_not is not None:
-            raise NotTold(self.why_not)
+            raise self.why_not
         made = Told(self._graph, [self._sources[found] for found in self._used], self._calls, counters)
         try:
             made.prove(metadata)
@@ -156,18 +185,17 @@ class Told:
     """The replays of one graph."""
 
     def __init__(
-        self, graph: DeviceGraph, sources: Sequence[_Source], calls: Sequence[Mapping[str, int]], counters: Counters
+        self, graph: DeviceGraph, sources: Sequence[_Source], calls: Sequence[_Call], counters: Counters
     ) -> None:
         self._sources = sources
         self._calls = calls
-        self._values: list[Any] = []  # of the step that is launched
+        self._values: list[Any] = []  # of the last step: held, so that no other tensor has the address of one of them
         self._updating = Updating(graph, self._lists, counters)
 
     def why_not(self, metadata: Any) -> str | None:
         """Before a launch: takes what this step has, or says why the graph can't serve it."""
         try:
             self._values = [source.of(metadata) for source in self._sources]
-            self._values = [self._padded(*pair) for pair in zip(self._sources, self._values, strict=True)]
         except (_Moved, KeyError, AttributeError, TypeError):
             return "vLLM's metadata of attention is of another kind than the graph was captured with"
         return None
@@ -190,13 +218,14 @@ class Told:
         return tuple(tuple(v) if isinstance(v, list) else _address(v) for v in self._values)
 
     def _lists(self, *_: Hashable) -> Sequence[Lists]:
-        return [{name: self._values[i] for name, i in call.items()} for call in self._calls]
+        return [
+            {name: self._padded(i) if name == call.padded else self._values[i] for name, i in call.told.items()}
+            for call in self._calls
+        ]
 
-    @staticmethod
-    def _padded(source: _Source, value: Any) -> Any:
-        if source.captured is None or len(value) >= len(source.captured):
-            return value
-        return value + [0] * (len(source.captured) - len(value))  # requests that are not there
+    def _padded(self, number: int) -> Any:
+        captured, now = self._sources[number].captured, self._values[number]
+        return now if captured is None else now + [0] * (len(captured) - len(now))  # requests that are not there
 
 
 def _sources(metadata: Metadata) -> tuple[dict[int, _Source], list[Any]]:

@@ -22,7 +22,7 @@ from vllm_ascend.ascend_forward_context import _EXTRA_CTX
 from vllm_ascend.compilation import acl_graph
 
 from graphmode.devices.adapter import DeviceGraph
-from graphmode.errors import CaptureError
+from graphmode.errors import CaptureError, MemoryCapError, first_line
 from graphmode.integrations.vllm.places import Place
 from graphmode.integrations.vllm.plugin import log
 from graphmode.integrations.vllm.static_graph import Runnable, StaticGraphs, StaticGraphWrapper
@@ -86,7 +86,7 @@ class NpuGraphs(StaticGraphs):
         self._told: dict[Hashable, Told] = {}
         # Of a speculated step vllm-ascend computes lengths where it updates them, and ENPU has an order of its own.
         self._tells = self._whole and not self._enable_enpu and wrapper.vllm_config.speculative_config is None
-        self._lengths: Lengths | None = None  # of the capture that is open
+        self._lengths: Lengths | None = None  # of the attempt that is open
         if not self._whole:
             NpuGraphs._pieces.add(self)
 
@@ -110,33 +110,57 @@ class NpuGraphs(StaticGraphs):
         if self._tells:
             try:
                 return super()._capture(key, place, spot, args, kwargs)
-            except NotTold as why:
-                self._tells = False
-                self.counters.note(f"attention's lengths are updated after the launch, as vllm-ascend does it: {why}")
+            except Exception as error:  # whatever attention raises that was not made to be captured so
+                if self._lengths is None:
+                    raise
+                self._left_to_vllm_ascend(key, error)
+            finally:
+                self._lengths = None
+            tells, self._tells = self._tells, False
+            try:
+                return super()._capture(key, place, spot, args, kwargs)
+            finally:
+                self._tells = tells
         return super()._capture(key, place, spot, args, kwargs)
+
+    def _left_to_vllm_ascend(self, key: Hashable, error: Exception) -> None:
+        this_size = isinstance(error, NotTold) and error.this_size
+        self._tells = this_size
+        why = str(error) if isinstance(error, NotTold) else f"{type(error).__name__}: {first_line(error)}"
+        which = f" of {getattr(key, 'num_tokens', key)} tokens" if this_size else ""
+        self.counters.note(f"attention's lengths{which} are left to vllm-ascend: {why}")
+
+    def _refusal(self, graph: DeviceGraph, error: BaseException, recorded: bool) -> CaptureError | None:
+        refused = super()._refusal(graph, error, recorded)
+        if refused is not None and (refused.for_want_of_room or isinstance(refused, MemoryCapError)):
+            self._lengths = None  # there is no room for the other attempt either
+        return refused if self._lengths is None else None  # None: `_capture` makes the other one
 
     @contextlib.contextmanager
     def _recording(self, key: Hashable, graph: DeviceGraph) -> Iterator[None]:
         context = get_forward_context()
-        if self._tells:
-            self._lengths = Lengths(graph, context.attn_metadata, self._device.capabilities.updates)
-            if self._lengths.why_not is not None:
-                raise NotTold(self._lengths.why_not)
-            with self._lengths.of(context.no_compile_layers.values()):
-                yield
-            return
-        context.capturing = True  # attention records a group of tasks that its update replaces
+        before = dict(vars(context))
         try:
+            if self._tells:
+                self._lengths = Lengths(graph, context.attn_metadata, self._device.capabilities.updates)
+                if self._lengths.why_not is not None:
+                    raise self._lengths.why_not
+                with self._lengths.of(context.no_compile_layers.values()):
+                    yield
+                return
+            context.capturing = True  # attention records a group of tasks that its update replaces
             with self._updates.recorded(key):
                 yield
         finally:
             context.capturing = False  # so that the update after this call reaches the first replay
+            if self._whole:  # models count their layers in it, and this one may run again
+                vars(context).clear()
+                vars(context).update(before)
 
     def _captured(self, key: Hashable) -> None:
-        if self._tells:
-            lengths, self._lengths = self._lengths, None
-            assert lengths is not None
-            self._told[key] = lengths.told(get_forward_context().attn_metadata, self.counters)
+        if self._lengths is not None:
+            self._told[key] = self._lengths.told(get_forward_context().attn_metadata, self.counters)
+            self._lengths = None
 
     def _gone(self, key: Hashable) -> None:
         self._updates.forget(key)
