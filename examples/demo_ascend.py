@@ -32,7 +32,11 @@ def names(_: click.Context, __: click.Parameter, value: str) -> list[str]:
 
 def table(results: dict[str, dict[str, Any]]) -> Table:
     """One column a mode."""
-    made = Table(title="vllm-ascend serves SmolLM2-135M, bf16, emulated NPU", title_justify="left", title_style="bold")
+    made = Table(
+        title="SmolLM2-135M in vllm-ascend, emulated NPU; runtime calls and host ms of a step",
+        title_justify="left",
+        title_style="bold",
+    )
     made.add_column("", no_wrap=True)
     for mode in results:
         made.add_column(mode.replace(", ", ",\n"), justify="right")
@@ -44,10 +48,10 @@ def table(results: dict[str, dict[str, Any]]) -> Table:
 
 def column(found: dict[str, Any], eager: dict[str, Any] | None) -> dict[str, str]:
     usage, captured = found["usage"], found["captured"]
-    rows = {"answers equal eager's": "-" if eager is None else f"{equal(found, eager)}/{count(found)}"}
+    rows = {"as eager answers": "-" if eager is None else f"{equal(found, eager)}/{count(found)}"}
     for batch, steps in found["steps"].items():
-        rows[f"runtime calls a step, batch {batch}"] = f"{steps['calls']:.0f}"
-        rows[f"host us a step, batch {batch}"] = f"{steps['host_us']:,.0f}"
+        rows[f"calls, batch {batch}"] = f"{steps['calls']:.0f}"
+        rows[f"host ms, batch {batch}"] = f"{steps['host_us'] / 1000:.1f}"
     rows["graphs"] = f"{usage['graphs']}"
     rows["streams and graphs"] = f"{usage['graph_slots'] + usage['streams']}"
     rows["captures, s"] = f"{captured['seconds']:.1f}" if usage["captures"] else "-"
