@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from graphmode.program.updates import Lists
 
-TABLE: Mapping[str, tuple[str, ...]] = {  # by the op's name, its arguments that are lists of lengths
+TABLE: Mapping[str, tuple[str, ...]] = {  # by the op's name, its lists of lengths: the queries', then the keys'
     "npu::npu_fused_infer_attention_score": ("actual_seq_lengths", "actual_seq_lengths_kv"),
     "npu::npu_fused_infer_attention_score_v2": ("actual_seq_qlen", "actual_seq_kvlen"),
 }

@@ -2,50 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from contexts import config, context
 from torch import Tensor
 from vllm.compilation import monitor
-from vllm.config import CUDAGraphMode, VllmConfig
-from vllm.forward_context import BatchDescriptor, ForwardContext, override_forward_context
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import override_forward_context
 from vllm_ascend.compilation import acl_graph
 
 import graphmode
 from graphmode.integrations.vllm_ascend.static_graph import NpuGraphWrapper
 
 FULL, PIECEWISE, NONE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE
-FOUR, EIGHT = (BatchDescriptor(num_tokens=n) for n in (4, 8))
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphmode.reset()
-    monkeypatch.setattr(acl_graph, "_graph_params", None)
-    acl_graph.set_graph_params([4, 8])
-    with torch.inference_mode():
-        yield
-    graphmode.reset()
-
-
-@functools.cache
-def config() -> VllmConfig:
-    return VllmConfig()
-
-
-def context(mode: CUDAGraphMode, batch: BatchDescriptor) -> Any:
-    made = ForwardContext(
-        no_compile_layers={},
-        attn_metadata=None,
-        slot_mapping={},
-        cudagraph_runtime_mode=mode,
-        batch_descriptor=batch,
-    )
-    made.capturing = False  # as vllm-ascend adds it
-    return made
+FOUR, EIGHT = 4, 8
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 def call(wrapper: NpuGraphWrapper, here: Any, *args: Tensor) -> Any:

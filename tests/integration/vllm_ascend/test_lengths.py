@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import ascend_sim
 import pytest
 import torch
+from contexts import config, context
 from torch import Tensor
-from vllm.config import CUDAGraphMode, VllmConfig
-from vllm.forward_context import BatchDescriptor, ForwardContext, get_forward_context, override_forward_context
+from vllm.config import CUDAGraphMode
+from vllm.forward_context import get_forward_context, override_forward_context
 from vllm_ascend.compilation import acl_graph
 
 import graphmode
@@ -21,6 +22,7 @@ from graphmode.integrations.vllm_ascend.static_graph import NpuGraphWrapper
 
 FULL = CUDAGraphMode.FULL
 HEADS, WIDTH, ROOM, ROWS = 4, 16, 64, 3
+pytestmark = pytest.mark.usefixtures("fresh")
 
 
 @dataclass
@@ -31,21 +33,6 @@ class Metadata:
     mask: Tensor | None = None
     decode: Any = None
     seq_lens: Tensor = field(default_factory=lambda: torch.zeros(ROWS, dtype=torch.int32))
-
-
-@pytest.fixture(autouse=True)
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    graphmode.reset()
-    monkeypatch.setattr(acl_graph, "_graph_params", None)
-    acl_graph.set_graph_params([ROWS])
-    with torch.inference_mode():
-        yield
-    graphmode.reset()
-
-
-@functools.cache
-def config() -> VllmConfig:
-    return VllmConfig()
 
 
 @functools.cache
@@ -98,15 +85,7 @@ class Attention(torch.nn.Module):
 
 def of(metadata: Any, size: int, wrapper: NpuGraphWrapper) -> Any:
     layer = wrapper.runnable
-    here: Any = ForwardContext(
-        no_compile_layers={"model": layer} if isinstance(layer, Attention) else {},
-        attn_metadata=metadata,
-        slot_mapping={},
-        cudagraph_runtime_mode=FULL,
-        batch_descriptor=BatchDescriptor(num_tokens=size),
-    )
-    here.capturing = False  # as vllm-ascend adds it
-    return here
+    return context(FULL, size, metadata, {"model": layer} if isinstance(layer, Attention) else {})
 
 
 def step(wrapper: NpuGraphWrapper, q: Tensor, metadata: Any, size: int = ROWS) -> tuple[Any, Any]:
@@ -291,7 +270,6 @@ def test_a_size_that_is_left_to_vllm_ascend_says_nothing_of_another() -> None:
         return paged(q) if get_forward_context().batch_descriptor.num_tokens == 7 else told(q)
 
     wrapper, q = steps_of(by_size)
-    acl_graph.get_graph_params().events[7] = acl_graph.get_graph_params().handles[7] = []
     assert step(wrapper, q, {"a": Metadata([5, 6, 7])}, 7)[1].cudagraph_runtime_mode is FULL
     for lengths in ([5, 6, 7], [6, 7, 8]):
         out, here = step(wrapper, q, {"a": Metadata(lengths)})

@@ -245,21 +245,21 @@ class StaticGraphs:
         except NoPlace as why:
             return self._live_because(str(why), None, args, kwargs)
         with self._lock:
-            entry, moved = self._entries.get(key), None
+            entry = self._entries.get(key)
             fits = entry is not None and entry.place == place
             if entry is not None:
                 if fits:
                     self._entries[key] = self._entries.pop(key)
                 elif entry.elsewhere != place:
-                    moved = entry.place.difference(place)
+                    why_not = entry.place.difference(place)
                 entry.elsewhere = None if fits else place  # where it is twice in a row, it is captured anew
         if entry is not None and fits:
             with self._lock:  # nobody resets it meanwhile; and one memory serves one replay at a time
-                moved = self._replay(key, entry)
-            if moved is None:
+                why_not = self._replay(key, entry)
+            if why_not is None:
                 return each_tensor(entry.outputs, _same)
-        if moved is not None:
-            return self._live_because(moved, None, args, kwargs)
+        if why_not is not None:
+            return self._live_because(why_not, None, args, kwargs)
         if key in self.refused:
             return self._live_because(*self.refused[key], args, kwargs)
         with self._lock:

@@ -83,7 +83,7 @@ class Lengths(TorchFunctionMode):
     """
 
     def __init__(self, graph: DeviceGraph, metadata: Any, updatable: Updatable) -> None:
-        """`updatable`: the ops, with those of their arguments that are lengths."""
+        """`updatable`: the ops, with those of their arguments that are lengths, the keys' last."""
         super().__init__()
         self.why_not: NotTold | None = None
         self._graph = graph
