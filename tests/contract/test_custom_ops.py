@@ -12,7 +12,7 @@ from graphmode.program.effects import handed_on
 from graphmode.runtime.region import Region
 
 from . import ops as _registers  # noqa: F401
-from .ways import Way, assert_same, beside_eager, both_ways, counted, replayed
+from .ways import Function, Way, assert_same, beside_eager, both_ways, counted, replayed
 
 ops = torch.ops.gm_contract
 
@@ -29,6 +29,30 @@ def writes_unseen(x: Tensor, out: Tensor) -> Tensor:
 def test_an_op_that_computes_in_a_composite_s_place_runs_at_each_replay(way: Way) -> None:
     with replayed(3):
         beside_eager(way, writes_unseen, ([torch.randn(3, 4), torch.zeros(3, 4)] for _ in range(6)))
+
+
+VIEWS: dict[str, tuple[Function, Function]] = {  # of a fresh (3, 4), and of what is written there
+    "reshape": (lambda y: y.reshape(-1), lambda x: x.reshape(-1)),
+    "flatten": (lambda y: y.flatten(), lambda x: x.flatten()),
+    "narrow": (lambda y: y.narrow(0, 1, 2), lambda x: x[1:]),
+    "movedim": (lambda y: y.movedim(0, 1), lambda x: x.t()),
+    "chunk": (lambda y: y.chunk(2, 1)[1], lambda x: x[:, 2:]),
+    "view": (lambda y: y.view(12), lambda x: x.reshape(12)),
+}
+
+
+@both_ways()
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_op_may_be_the_first_to_write_memory_and_through_a_view(way: Way, view: str) -> None:
+    view_of, part_of = VIEWS[view]
+
+    def written_through_a_view(x: Tensor) -> Tensor:
+        y = torch.empty(3, 4)
+        ops.double_into(part_of(x + 1), view_of(y))
+        return view_of(y) * 3
+
+    with replayed(3):
+        beside_eager(way, written_through_a_view, ([torch.randn(3, 4)] for _ in range(6)))
 
 
 def region_that_puts() -> Region:

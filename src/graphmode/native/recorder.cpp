@@ -296,13 +296,15 @@ void forget_tensors(Node& node) {
   }
 }
 
-// Records the calls inside a composite; or the composite as one call, when its result holds memory that none of them
-// wrote: then it called a kernel directly, which no dispatcher sees.
+// Records the calls inside a composite; or the composite as one call, when it made or was to write memory that none of
+// them wrote: then it called a kernel directly, which no dispatcher sees. A view of memory that nobody has written yet
+// is none of this.
 void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySet below, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto count = static_cast<std::ptrdiff_t>(schema.arguments().size());
   const std::vector<c10::IValue> args(stack->end() - count, stack->end());
   const auto first = tape.nodes.size();
+  const int before = static_cast<int>(tape.buffers.size());
   {
     const int outer = inside;
     ++inside;
@@ -319,26 +321,35 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
   }
   const at::ArrayRef<c10::IValue> results(stack->data() + (stack->size() - schema.returns().size()),
                                           schema.returns().size());
+  Node node{op};
+  find_writes(op, node);
   bool unseen = false;
+  const auto look = [&](const at::Tensor& t, bool written) {
+    if (!is_plain(t) || t.numel() == 0) {
+      return;
+    }
+    const auto it = tape.by_storage.find(t.storage().unsafeGetStorageImpl());
+    if (it == tape.by_storage.end()) {
+      unseen = unseen || !written;
+    } else {
+      const auto& b = tape.buffers[it->second];
+      unseen = unseen || (b.kind == BufferKind::Temp && !b.written && (written || it->second >= before));
+    }
+  };
   for (const auto& r : results) {
-    for_each_tensor(r, [&](const at::Tensor& t, int) {
-      if (!is_plain(t) || t.numel() == 0) {
-        return;
-      }
-      auto it = tape.by_storage.find(t.storage().unsafeGetStorageImpl());
-      unseen = unseen || (it == tape.by_storage.end()
-                              ? true
-                              : tape.buffers[it->second].kind == BufferKind::Temp && !tape.buffers[it->second].written);
-    });
+    for_each_tensor(r, [&](const at::Tensor& t, int) { look(t, false); });
+  }
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (node.writes[i]) {
+      for_each_tensor(args[i], [&](const at::Tensor& t, int) { look(t, true); });
+    }
   }
   const auto name = full_name(op);
   if (!unseen || name.find("empty") != std::string::npos) {
     return;
   }
-  Node node{op};
   node.args = args;
   node.random = op.hasTag(at::Tag::nondeterministic_seeded);
-  find_writes(op, node);
   tape.nodes.resize(first, node);
   const int index = static_cast<int>(first);
   for (size_t i = 0; i < args.size(); ++i) {
@@ -355,8 +366,9 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
       }
       refer(tape, t, index, static_cast<int>(i), item, node.out, true);
       if (node.out.back().value >= 0) {
-        auto& b = tape.buffers[tape.values[node.out.back().value].buffer];
-        if (b.kind == BufferKind::Temp && !b.written) {
+        const int id = tape.values[node.out.back().value].buffer;
+        auto& b = tape.buffers[id];
+        if (b.kind == BufferKind::Temp && !b.written && id >= before) {
           b.written = b.adopted = true;
           b.made_by = b.first = index;
         }
@@ -365,6 +377,7 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
   }
   for (const auto& ref : node.in) {
     if (node.writes[ref.arg] && ref.value >= 0) {
+      tape.buffers[tape.values[ref.value].buffer].written = true;
       node.written_buffers.push_back(tape.values[ref.value].buffer);
     }
   }

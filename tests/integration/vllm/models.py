@@ -281,9 +281,16 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def register_loader() -> str:
-    """Makes vLLM know the load format `small`, and returns its name."""
+    """Makes vLLM know the load format `small`, and returns its name.
+
+    Called in each process that runs a model. A process asks the kernel before it may use AMX; vLLM leaves that to
+    oneDNN, which layers as small as these never reach, so that its attention would die of an illegal instruction.
+    """
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
 
     @register_model_loader("small")
     class SmallLoader(DummyModelLoader):
