@@ -13,9 +13,11 @@ import graphmode
 from graphmode.errors import FallbackError
 from graphmode.inspect.explain import cure
 
+from .ops import OwnError, Switches
 from .ways import Way, assert_same, both_ways, counted, reasons
 
 HERE = Path(__file__).name
+ops = torch.ops.gm_contract
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +108,45 @@ def test_c7_a_function_that_dynamo_fails_to_trace_runs_in_python_and_is_counted(
     for i in range(4):
         assert_same(g(torch.full((2, 3), float(i))), f(torch.full((2, 3), float(i))))
     assert any("Dynamo left a function to Python" in f.reason for f in graphmode.report().fallbacks)
+
+
+def untraceable_for_five(x: Tensor) -> Tensor:
+    return ops.not_for_five(torch.exp(x)) * 2
+
+
+@both_ways()
+def test_c7_a_call_that_dynamo_fails_to_trace_runs_in_python_and_costs_no_graphs(way: Way) -> None:
+    g = way(untraceable_for_five)
+    asked = [2, 2, 3, 3, 2, 3, 5, 2, 3, *[5] * 10, *[2, 3] * 10]
+
+    def ask(sizes: list[int]) -> None:
+        for n in sizes:
+            x = torch.randn(n)
+            assert_same(g(x), untraceable_for_five(x))
+
+    ask(asked)
+    with counted() as since:
+        ask([2, 3] * 5)
+    assert (since.captures, since.replays) == (0, 10), "the two sizes have their graphs"
+    counts = [f for f in graphmode.report().fallbacks if "Dynamo failed to trace a call" in f.reason]
+    assert counts and all(f.line and HERE in f.line for f in counts)
+
+
+@both_ways()
+def test_c7_calls_that_raise_in_eager_too_leave_no_function_in_python(way: Way) -> None:
+    g = way(untraceable_for_five)
+    for _ in range(3):
+        g(torch.ones(2))
+    Switches.raising = True
+    try:
+        for _ in range(10):
+            with pytest.raises(OwnError):
+                g(torch.ones(5))
+    finally:
+        Switches.raising = False
+    with counted() as since:
+        g(torch.ones(2))
+    assert since.replays == 1
 
 
 @both_ways()

@@ -58,7 +58,7 @@ class _Frame:
 
 _Counts = weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, int]]
 _waits: _Counts = weakref.WeakKeyDictionary()  # calls that a function runs in Python, the last time
-_empty: _Counts = weakref.WeakKeyDictionary()  # calls without an op
+_skips: _Counts = weakref.WeakKeyDictionary()  # calls with which Dynamo left the function to Python
 
 
 def watch_frames() -> None:
@@ -79,15 +79,16 @@ def _before_compile() -> str:
     around = wrapper.f_locals if wrapper is not None else {}
     frame = _Frame(known["code"], options, around.get("self"), around.get("cleanups"))
     dynamo_breaks.compiling(str(known["compile_id"]), frame.code)
+    entries = known["cache_size"].num_cache_entries
     if frame.cleanups is not None:
         _configure(frame.cleanups)
-        if not options.require and known["cache_size"].num_cache_entries == 0:
+        if not options.require:
             _survive_errors_of_tracing(frame, frame.cleanups)
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
     elif frame.cleanups is not None:
-        frame.cleanups.append(partial(_undo_skip, frame, known["cache_size"].num_cache_entries))
+        frame.cleanups.append(partial(_undo_skip, frame, entries, str(known["compile_id"]), sys.exc_info()[1]))
         if options.require:
             _forbid_splits(frame.cleanups)
     return ""
@@ -139,25 +140,13 @@ _surviving = _Surviving()
 
 
 def _survive_errors_of_tracing(frame: _Frame, cleanups: list[Callable[[], Any]]) -> None:
-    """A function that Dynamo fails to trace runs in Python: eager's results, or eager's own error.
-
-    When that error leaves the compiled call, the function is traced anew by the next one: a bad call must not leave it
-    in Python for ever. Only for a function that has nothing compiled yet, which Dynamo would drop.
-    """
+    """A call that Dynamo fails to trace runs in Python: eager's results, or eager's own error."""
     if frame.context is None or frame.context.fullgraph or config.suppress_errors:
         return
     if config.fail_on_recompile_limit_hit:  # Dynamo takes one of the two
         return
-    handled = sys.exc_info()[1]  # the caller may be in an except block
     config.suppress_errors = _surviving.on = True
-
-    def restore() -> None:
-        errors_reach_the_caller()
-        raised = sys.exc_info()[1]
-        if raised is not None and raised is not handled and not _debug_get_cache_entry_list(frame.code):
-            reset_code(frame.code)
-
-    cleanups.append(restore)
+    cleanups.append(errors_reach_the_caller)
 
 
 def errors_reach_the_caller() -> None:
@@ -173,28 +162,54 @@ def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:
         cleanups.append(lambda: _set_error_on_graph_break(before))
 
 
-# --- calls without an op ------------------------------------------------------------------------------------------
+# --- calls that Dynamo leaves to Python ---------------------------------------------------------------------------
 
 _EMPTY = "a call had no op to capture, and Dynamo left the function to Python{}"
+_FAILED = "Dynamo failed to trace a call of a function that has graphs, and left it to Python{}"
 _AT_ONCE = 4  # how often it is undone at once: each such call costs a trace
 
 
-def _undo_skip(frame: _Frame, entries: int) -> None:
-    """One call without an op would leave a function to Python for good, with all that was compiled of it."""
-    last = next(iter(reversed(get_compilation_metrics())), None)
-    if last is None or last.fail_reason or len(_debug_get_cache_entry_list(frame.code)) != entries:
+def _undo_skip(frame: _Frame, entries: int, compile_id: str, handled: BaseException | None) -> None:
+    """One call without an op, or one that can't be traced, would leave a function to Python for good.
+
+    And with it all that was compiled of it. A function without anything compiled, which Dynamo failed to trace, stays
+    in Python; not so when the call itself raised, which a call with better arguments need not do.
+
+    Args:
+        frame: what was compiled.
+        entries: how many there were before.
+        compile_id: Dynamo's name for this time.
+        handled: the exception that the caller was handling, which is none of the call.
+    """
+    newest_first = list(reversed(get_compilation_metrics()))
+    if not newest_first or len(_debug_get_cache_entry_list(frame.code)) != entries:
         return
-    line = _line(frame.code)
+    this = next((m for m in newest_first if str(m.compile_id) == compile_id), newest_first[0])  # a few are kept
+    raised = sys.exc_info()[1]
+    if this.fail_reason and raised is not None and raised is not handled:
+        _trace_again(frame.code)
+        return
+    if this.fail_reason and entries == 0:
+        return
+    reason, line = _EMPTY, _line(frame.code)
+    if this.fail_reason:
+        reason, file = _FAILED, this.fail_user_frame_filename
+        line = f"{Path(file).name}:{this.fail_user_frame_lineno} in {frame.code.co_name}" if file else line
     if frame.context is None:
-        _count(_EMPTY.format(" for good"), line)
+        _count(reason.format(" for good"), line)
         return
-    times = _empty.setdefault(frame.context, {})
+    times = _skips.setdefault(frame.context, {})
     times[frame.code] = times.get(frame.code, 0) + 1
     if times[frame.code] <= _AT_ONCE:
-        _count(_EMPTY.format(", which is undone"), line)
-        set_code_exec_strategy(frame.code, _FrameExecStrategy(_FrameAction.DEFAULT, _FrameAction.DEFAULT))
+        _count(reason.format(", which is undone"), line)
+        _trace_again(frame.code)
     else:
-        _wait(frame, _EMPTY.format(" for a while"), line)
+        _wait(frame, reason.format(" for a while"), line, _trace_again)
+
+
+def _trace_again(code: CodeType) -> None:
+    """What is compiled of it serves again, and another call is traced."""
+    set_code_exec_strategy(code, _FrameExecStrategy(_FrameAction.DEFAULT, _FrameAction.DEFAULT))
 
 
 # --- the recompile limit ------------------------------------------------------------------------------------------
@@ -211,11 +226,11 @@ def _limited(frame: _Frame, which: str, last: str) -> None:
         raise FallbackError(f"require=True: a call would run outside a graph: {reason} at {line}; last guard: {last}")
     if frame.context is None:
         return
-    _wait(frame, reason, line)
+    _wait(frame, reason, line, reset_code)
 
 
-def _wait(frame: _Frame, reason: str, line: str) -> None:
-    """Counts the calls that run in Python, and frees the function's old entries after so many, each time twice."""
+def _wait(frame: _Frame, reason: str, line: str, end: Callable[[CodeType], Any]) -> None:
+    """Counts the calls that run in Python, and ends that after so many, each time twice."""
     context, code = frame.context, frame.code
     assert context is not None
     waits = _waits.setdefault(context, {})
@@ -225,7 +240,7 @@ def _wait(frame: _Frame, reason: str, line: str) -> None:
         nonlocal left
         if left == 0:
             context.enter_exit_hooks = [hook for hook in context.enter_exit_hooks if hook is not enter]
-            reset_code(code)
+            end(code)
             return lambda: None
         before = ledger.calls()
 
