@@ -14,7 +14,7 @@ from graphmode.errors import FallbackError
 from graphmode.inspect.explain import cure
 
 from .ops import OwnError, Switches
-from .ways import Way, assert_same, both_ways, counted, reasons
+from .ways import Way, assert_same, both_ways, by_torch_compile, counted, reasons
 
 HERE = Path(__file__).name
 ops = torch.ops.gm_contract
@@ -117,19 +117,37 @@ def untraceable_for_five(x: Tensor) -> Tensor:
 @both_ways()
 def test_c7_a_call_that_dynamo_fails_to_trace_runs_in_python_and_costs_no_graphs(way: Way) -> None:
     g = way(untraceable_for_five)
-    asked = [2, 2, 3, 3, 2, 3, 5, 2, 3, *[5] * 10, *[2, 3] * 10]
 
     def ask(sizes: list[int]) -> None:
         for n in sizes:
             x = torch.randn(n)
             assert_same(g(x), untraceable_for_five(x))
 
-    ask(asked)
+    ask([2, 3, 3, 4, 4])  # from the second size on they share a program
     with counted() as since:
-        ask([2, 3] * 5)
-    assert (since.captures, since.replays) == (0, 10), "the two sizes have their graphs"
+        ask([5, 3, 4] * 30 + [5] * 30 + [3, 4] * 5)
+    assert (since.captures, since.replays) == (0, 70), "the two sizes have their graphs"
+    assert since.live_calls == 60
     counts = [f for f in graphmode.report().fallbacks if "Dynamo failed to trace a call" in f.reason]
     assert counts and all(f.line and HERE in f.line for f in counts)
+
+
+def test_c7_a_model_s_untraceable_calls_take_nothing_from_another_of_its_class() -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return untraceable_for_five(x)
+
+    one, other = by_torch_compile(Net()), by_torch_compile(Net(), require=True)
+    for n in (2, 2, 2):
+        one(torch.ones(n)), other(torch.ones(n))
+    for _ in range(10):
+        one(torch.ones(5))
+    with counted() as since:
+        for n in (2, 3, 3, 3):
+            other(torch.ones(n))
+    assert (since.replays, since.live_calls) == (2, 0)
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError):
+        other(torch.ones(5))
 
 
 @both_ways()

@@ -55,6 +55,18 @@ def test_an_op_may_be_the_first_to_write_memory_and_through_a_view(way: Way, vie
         beside_eager(way, written_through_a_view, ([torch.randn(3, 4)] for _ in range(6)))
 
 
+@both_ways()
+def test_an_op_may_write_memory_whose_axes_were_swapped_in_place(way: Way) -> None:
+    def swapped(x: Tensor) -> Tensor:
+        y = torch.empty(4, 3)
+        y.swapaxes_(0, 1)
+        ops.double_into(x, y)
+        return y + 0
+
+    with replayed(5):
+        beside_eager(way, swapped, ([torch.randn(3, 4)] for _ in range(8)))
+
+
 def region_that_puts() -> Region:
     """(x, indices, out) -> exp(x), with ops.put(exp(x), indices, out) on the way."""
     graph = fx.Graph()

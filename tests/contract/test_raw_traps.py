@@ -76,6 +76,31 @@ def test_trap_1_a_value_read_on_the_host_is_refused(body: Body) -> None:
     refused(body, torch.tensor([0.0, 1.0, 2.0]))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: torch._saturate_weight_to_fp16(x * 1e6),
+        lambda x: torch.choose_qparams_optimized(x, 3, 200, 0.16, 8),
+        lambda x: x + torch.quasirandom.SobolEngine(3).draw(1),
+    ],
+)
+def test_trap_1_a_composite_that_computes_on_bare_pointers_is_refused(body: Body) -> None:
+    refused(body, torch.randn(3), "bare pointers")
+
+
+@pytest.mark.parametrize("body", [lambda x: torch.empty(3).add_(x), lambda x: torch.empty(3).clamp_(0, 1) + x])
+def test_trap_1_memory_that_nobody_wrote_is_not_updated(body: Body) -> None:
+    refused(body, torch.randn(3), "no recorded call has written")
+
+
+def test_trap_1_a_product_with_beta_0_reads_no_memory_that_nobody_wrote() -> None:
+    def body(x: Tensor) -> Tensor:
+        y = torch.baddbmm(torch.empty(2, 3, 3), x, x, beta=0.0)
+        return y + torch.empty(3, 3).addmm_(x[0], x[1], beta=0)
+
+    replays(body, torch.randn(2, 3, 3), [torch.randn(2, 3, 3) for _ in range(3)])
+
+
 def test_trap_1_a_scripted_condition_is_refused() -> None:
     refused(scripted(), torch.ones(3), "reads a value")
 

@@ -39,6 +39,8 @@ _CURES = (
     ("no plain strided CPU tensor", "nothing to change; sparse, quantised and subclass inputs run live"),
     ("changes the size", "return a new tensor in the place of resizing an input"),
     ("Dynamo left a function", "see the reason: Dynamo runs the whole function in Python; move that call out of it"),
+    ("Dynamo failed to trace", "see the reason beside it: the graphs of other calls stay"),
+    ("had no op to capture", "nothing to change"),
     ("engine ", 'nothing to change; engine="native" is captured'),
     ("Dynamo split", "nothing to change: both sides are graphs; where it is hot, move that call out of the model"),
 )

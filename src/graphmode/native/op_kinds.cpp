@@ -8,6 +8,12 @@ namespace graphmode {
 
 namespace {
 using Names = std::unordered_set<std::string>;
+
+// Composites of torch's that compute on bare pointers, as no others do.
+bool computes_on_pointers(const std::string& name) {
+  static const Names names = {"aten::choose_qparams_optimized", "aten::_saturate_weight_to_fp16"};
+  return name.rfind("aten::fbgemm_", 0) == 0 || name.rfind("aten::_sobol_engine_", 0) == 0 || names.count(name) > 0;
+}
 }  // namespace
 
 std::string full_name(const c10::OperatorHandle& op) {
@@ -27,8 +33,40 @@ bool transparent(const c10::OperatorHandle& op) {
     return true;
   }
   // Others register under this key what computes on raw pointers, too: `m.def(schema, &function)` is enough for it.
-  return known(full_name(op)) && op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+  const auto& name = op.operator_name().name;
+  return name.rfind("aten::", 0) == 0 && !computes_on_pointers(name) &&
+         op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
          !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
+}
+
+bool updates(const std::string& name, bool random) {
+  static const Names fill = {
+      "aten::copy_",
+      "aten::fill_",
+      "aten::zero_",
+      "aten::index_put_",
+      "aten::_index_put_impl_",
+      "aten::scatter_",
+      "aten::index_copy_",
+      "aten::index_fill_",
+      "aten::masked_fill_",
+      "aten::masked_scatter_",
+      "aten::put_",
+      "aten::fill_diagonal_",
+      "aten::_foreach_copy_",
+      "aten::_foreach_zero_",
+  };
+  const auto base = name.substr(0, name.find('.'));
+  return known(name) && !random && base.back() == '_' && fill.count(base) == 0;
+}
+
+bool ignores_self(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args) {
+  static const Names products = {"aten::addmm", "aten::baddbmm", "aten::addbmm",
+                                 "aten::addmv", "aten::addr",    "aten::_addmm_activation"};
+  auto base = op.operator_name().name;
+  base.erase(base.find_last_not_of('_') + 1);  // in place, too
+  const auto beta = op.schema().argumentIndexWithName("beta");
+  return products.count(base) > 0 && beta && args[*beta].isScalar() && args[*beta].toScalar().equal(0);
 }
 
 bool allocates(const std::string& name) {

@@ -18,6 +18,12 @@ bool known(const std::string& name);
 // Composites whose inside is only dispatched calls: record the inside, which can be planned, rather than the whole.
 bool transparent(const c10::OperatorHandle& op);
 
+// An op that needs what lay in the memory of an argument that it writes: arithmetic in place. `random` ones fill it.
+bool updates(const std::string& name, bool random);
+
+// A product with beta 0: it takes its first argument for the size alone.
+bool ignores_self(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args);
+
 // Allocations: the plan gives the memory, nothing runs at replay.
 bool allocates(const std::string& name);
 

@@ -154,7 +154,8 @@ void check_reads(Tape& tape, const Node& node, const std::string& name) {
     const auto& v = tape.values[ref.value];
     const auto& b = tape.buffers[v.buffer];
     const bool empty = std::find(v.sizes.begin(), v.sizes.end(), 0) != v.sizes.end();
-    if (b.kind == BufferKind::Temp && !b.written && !empty) {
+    const bool unread = ref.arg == 0 && ignores_self(node.op, node.args);
+    if (b.kind == BufferKind::Temp && !b.written && !empty && !unread) {
       tape.refuse(name + " reads memory that no recorded call has written");
     }
   }
@@ -194,6 +195,11 @@ bool finish(Tape& tape, Node& node, const std::string& name, at::ArrayRef<c10::I
               tape.refuse(name + " changes the size of a tensor from outside the graph");
             }
             ref.value = tape.value_of(t, index, BufferKind::Fixed);  // an out= argument that the kernel resized
+          }
+          const auto& buffer = tape.buffers[b];
+          if (buffer.kind == BufferKind::Temp && !buffer.written && t.numel() > 0 && updates(name, node.random) &&
+              !ignores_self(node.op, node.args)) {
+            tape.refuse(name + " reads memory that no recorded call has written");
           }
           tape.buffers[b].written = true;
           node.written_buffers.push_back(b);
@@ -316,8 +322,9 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
     } leave{outer};
     op.redispatchBoxed(below, stack);
   }
-  if (!tape.refusal.empty() || &tape != current.get()) {
-    return;
+  const auto name = full_name(op);
+  if (!tape.refusal.empty() || &tape != current.get() || changes_metadata(op, name)) {
+    return;  // the last: what it calls inside changes a tensor's sizes, and does so once
   }
   const at::ArrayRef<c10::IValue> results(stack->data() + (stack->size() - schema.returns().size()),
                                           schema.returns().size());
@@ -344,7 +351,6 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
       for_each_tensor(args[i], [&](const at::Tensor& t, int) { look(t, true); });
     }
   }
-  const auto name = full_name(op);
   if (!unseen || name.find("empty") != std::string::npos) {
     return;
   }
@@ -368,7 +374,7 @@ void record_inside(Tape& tape, const c10::OperatorHandle& op, c10::DispatchKeySe
       if (node.out.back().value >= 0) {
         const int id = tape.values[node.out.back().value].buffer;
         auto& b = tape.buffers[id];
-        if (b.kind == BufferKind::Temp && !b.written && id >= before) {
+        if (b.kind == BufferKind::Temp && id >= before) {  // whatever wrote it inside is not recorded any more
           b.written = b.adopted = true;
           b.made_by = b.first = index;
         }

@@ -27,6 +27,7 @@ from torch._C._dynamo.eval_frame import (
 from torch._dynamo import config
 from torch._dynamo.cache_size import exceeds_recompile_limit
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import (
     _get_error_on_graph_break,
     _set_error_on_graph_break,
@@ -54,6 +55,7 @@ class _Frame:
     options: Options
     context: OptimizeContext | None  # the torch.compile() it is for
     cleanups: list[Callable[[], Any]] | None  # run when its outermost call ends
+    survives: bool = False  # whether a call of it that can't be traced runs in Python
 
 
 _Counts = weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, int]]
@@ -78,12 +80,13 @@ def _before_compile() -> str:
     wrapper = _calling("compile_wrapper", compiling)
     around = wrapper.f_locals if wrapper is not None else {}
     frame = _Frame(known["code"], options, around.get("self"), around.get("cleanups"))
+    _pause(frame)
     dynamo_breaks.compiling(str(known["compile_id"]), frame.code)
     entries = known["cache_size"].num_cache_entries
     if frame.cleanups is not None:
         _configure(frame.cleanups)
         if not options.require:
-            _survive_errors_of_tracing(frame, frame.cleanups)
+            frame.survives = _survive_errors_of_tracing(frame, frame.cleanups)
     hit, which = exceeds_recompile_limit(known["cache_size"], known["compile_id"])
     if hit:
         _limited(frame, which, known["recompile_reason"] or "")
@@ -139,14 +142,17 @@ class _Surviving(threading.local):
 _surviving = _Surviving()
 
 
-def _survive_errors_of_tracing(frame: _Frame, cleanups: list[Callable[[], Any]]) -> None:
-    """A call that Dynamo fails to trace runs in Python: eager's results, or eager's own error."""
-    if frame.context is None or frame.context.fullgraph or config.suppress_errors:
-        return
+def _survive_errors_of_tracing(frame: _Frame, cleanups: list[Callable[[], Any]]) -> bool:
+    """A call that Dynamo fails to trace runs in Python: eager's results, or eager's own error. Says whether it does."""
+    if frame.context is None or frame.context.fullgraph:
+        return False
+    if config.suppress_errors:
+        return True
     if config.fail_on_recompile_limit_hit:  # Dynamo takes one of the two
-        return
+        return False
     config.suppress_errors = _surviving.on = True
     cleanups.append(errors_reach_the_caller)
+    return True
 
 
 def errors_reach_the_caller() -> None:
@@ -165,15 +171,29 @@ def _forbid_splits(cleanups: list[Callable[[], Any]]) -> None:
 # --- calls that Dynamo leaves to Python ---------------------------------------------------------------------------
 
 _EMPTY = "a call had no op to capture, and Dynamo left the function to Python{}"
-_FAILED = "Dynamo failed to trace a call of a function that has graphs, and left it to Python{}"
+_FAILED = "Dynamo failed to trace a call of a function that is compiled already, and left it to Python{}"
 _AT_ONCE = 4  # how often it is undone at once: each such call costs a trace
+_DEFAULT = _FrameExecStrategy(_FrameAction.DEFAULT, _FrameAction.DEFAULT)
+
+
+@dataclass
+class _Pause:
+    """Calls that are not traced, of a function that goes on with what is compiled of it."""
+
+    left: int
+    reason: str
+    line: str
+
+
+_pauses: weakref.WeakKeyDictionary[OptimizeContext, dict[CodeType, _Pause]] = weakref.WeakKeyDictionary()
 
 
 def _undo_skip(frame: _Frame, entries: int, compile_id: str, handled: BaseException | None) -> None:
     """One call without an op, or one that can't be traced, would leave a function to Python for good.
 
-    And with it all that was compiled of it. A function without anything compiled, which Dynamo failed to trace, stays
-    in Python; not so when the call itself raised, which a call with better arguments need not do.
+    And with it all that was compiled of it, for whoever shares its code. A function without anything compiled, which
+    Dynamo failed to trace, stays in Python; not so when the call itself raised, which a call with better arguments
+    need not do.
 
     Args:
         frame: what was compiled.
@@ -181,35 +201,53 @@ def _undo_skip(frame: _Frame, entries: int, compile_id: str, handled: BaseExcept
         compile_id: Dynamo's name for this time.
         handled: the exception that the caller was handling, which is none of the call.
     """
-    newest_first = list(reversed(get_compilation_metrics()))
-    if not newest_first or len(_debug_get_cache_entry_list(frame.code)) != entries:
+    if len(_debug_get_cache_entry_list(frame.code)) != entries:
         return
-    this = next((m for m in newest_first if str(m.compile_id) == compile_id), newest_first[0])  # a few are kept
-    raised = sys.exc_info()[1]
-    if this.fail_reason and raised is not None and raised is not handled:
-        _trace_again(frame.code)
-        return
-    if this.fail_reason and entries == 0:
-        return
-    reason, line = _EMPTY, _line(frame.code)
-    if this.fail_reason:
-        reason, file = _FAILED, this.fail_user_frame_filename
-        line = f"{Path(file).name}:{this.fail_user_frame_lineno} in {frame.code.co_name}" if file else line
-    if frame.context is None:
+    # Dynamo keeps a few dozen records: one that is gone counts as no failure, which costs a trace more.
+    this = next((m for m in reversed(get_compilation_metrics()) if str(m.compile_id) == compile_id), None)
+    if this is None or not this.fail_reason:
+        _undo(frame, entries, _EMPTY, _line(frame.code))
+    elif entries > 0 and frame.survives:
+        file, number = this.fail_user_frame_filename, this.fail_user_frame_lineno
+        line = f"{Path(file).name}:{number} in {frame.code.co_name}" if file else _line(frame.code)
+        _undo(frame, entries, _FAILED, line)
+    elif frame.survives:
+        raised = sys.exc_info()[1]
+        if raised is not None and raised is not handled:
+            set_code_exec_strategy(frame.code, _DEFAULT)
+
+
+def _undo(frame: _Frame, entries: int, reason: str, line: str) -> None:
+    context, code = frame.context, frame.code
+    if context is None:
         _count(reason.format(" for good"), line)
         return
-    times = _skips.setdefault(frame.context, {})
-    times[frame.code] = times.get(frame.code, 0) + 1
-    if times[frame.code] <= _AT_ONCE:
-        _count(reason.format(", which is undone"), line)
-        _trace_again(frame.code)
-    else:
-        _wait(frame, reason.format(" for a while"), line, _trace_again)
+    times = _skips.setdefault(context, {})
+    times[code] = times.get(code, 0) + 1
+    if times[code] > _AT_ONCE and entries == 0:
+        _wait(frame, reason.format(" for a while"), line)
+        return
+    if times[code] > _AT_ONCE:
+        reason = reason.format(": for a while such calls are not traced")
+        _pauses.setdefault(context, {})[code] = _Pause(_next_wait(context, code), reason, line)
+    _count(reason.format(", which is undone"), line)
+    set_code_exec_strategy(code, _DEFAULT)  # what is compiled of it serves again
 
 
-def _trace_again(code: CodeType) -> None:
-    """What is compiled of it serves again, and another call is traced."""
-    set_code_exec_strategy(code, _FrameExecStrategy(_FrameAction.DEFAULT, _FrameAction.DEFAULT))
+def _pause(frame: _Frame) -> None:
+    """Lets the call run in Python, without a trace, if that is what its function is at."""
+    pauses = _pauses.get(frame.context, {}) if frame.context is not None else {}
+    pause = pauses.get(frame.code)
+    if pause is None:
+        return
+    if pause.left == 0:
+        del pauses[frame.code]
+        return
+    pause.left -= 1
+    _count(pause.reason, pause.line)
+    not_now = Unsupported("graphmode traces such a call again later")
+    not_now.frame_exec_strategy = _DEFAULT
+    raise not_now
 
 
 # --- the recompile limit ------------------------------------------------------------------------------------------
@@ -226,21 +264,26 @@ def _limited(frame: _Frame, which: str, last: str) -> None:
         raise FallbackError(f"require=True: a call would run outside a graph: {reason} at {line}; last guard: {last}")
     if frame.context is None:
         return
-    _wait(frame, reason, line, reset_code)
+    _wait(frame, reason, line)
 
 
-def _wait(frame: _Frame, reason: str, line: str, end: Callable[[CodeType], Any]) -> None:
-    """Counts the calls that run in Python, and ends that after so many, each time twice."""
+def _next_wait(context: OptimizeContext, code: CodeType) -> int:
+    waits = _waits.setdefault(context, {})
+    waits[code] = 2 * waits.get(code, _FIRST_WAIT // 2)
+    return waits[code]
+
+
+def _wait(frame: _Frame, reason: str, line: str) -> None:
+    """Counts the calls that run in Python, and frees the function's old entries after so many, each time twice."""
     context, code = frame.context, frame.code
     assert context is not None
-    waits = _waits.setdefault(context, {})
-    waits[code] = left = 2 * waits.get(code, _FIRST_WAIT // 2)
+    left = _next_wait(context, code)
 
     def enter() -> Callable[[], None]:
         nonlocal left
         if left == 0:
             context.enter_exit_hooks = [hook for hook in context.enter_exit_hooks if hook is not enter]
-            end(code)
+            reset_code(code)
             return lambda: None
         before = ledger.calls()
 

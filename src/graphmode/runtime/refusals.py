@@ -30,6 +30,7 @@ _READS: dict[Any, str] = {
     _T.data.__set__: "setting .data moves a tensor to other memory",  # type: ignore[attr-defined]
 }
 _SPLITS = (torch.tensor_split, _T.tensor_split)  # their composite reads through a bare pointer
+_ON_POINTERS = ("fbgemm_", "_sobol_engine_", "choose_qparams_optimized", "_saturate_weight_to_fp16")  # composites
 _FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray, _T.new_tensor)  # they read tensors inside lists at once
 
 
@@ -52,6 +53,8 @@ class RefuseUnseen(TorchFunctionMode):
             why = "tensor_split at a tensor's values reads them on the host"
         if func in _FROM_DATA and any(_holds_a_tensor(a) for a in (*args, *(kwargs or {}).values())):
             why = f"{func.__name__}() of a list reads the tensors in it on the host: torch.stack makes a call of it"
+        if getattr(func, "__name__", "").startswith(_ON_POINTERS):
+            why = f"{func.__name__}() computes on bare pointers, and its work is not seen"
         if isinstance(func, torch._ops.HigherOrderOperator):
             why = f"the higher-order op {func} chooses among programs, which a raw graph can't hold"
         if why is not None:
