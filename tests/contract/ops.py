@@ -58,19 +58,6 @@ def calls_inner(x: Tensor) -> Tensor:
     return Switches.inner(x)
 
 
-@Op("gm_contract::not_for_five", mutates_args=())
-def not_for_five(x: Tensor) -> Tensor:
-    """x + 1, of which Dynamo can't trace a call with five elements; raises OwnError when told to."""
-    return may_raise(x)
-
-
-@not_for_five.register_fake
-def _(x: Tensor) -> Tensor:
-    if x.numel() == 5:
-        raise RuntimeError("five")
-    return torch.empty_like(x)
-
-
 @Op("gm_contract::count_from", mutates_args=("counter",))
 def count_from(counter: Tensor, x: Tensor) -> Tensor:
     """Adds one to `counter`, in Python, and returns x * counter."""

@@ -13,6 +13,7 @@ from types import CodeType
 from torch._dynamo.utils import get_compilation_metrics, graph_break_reasons
 
 from graphmode.inspect.counters import Fallback
+from graphmode.program.lines import is_users
 
 _ELSEWHERE = "recompile limit exceeded"  # counted call by call, in runtime/frames.py
 
@@ -70,6 +71,8 @@ class DynamoBreaks:
             if code is None or m.has_guarded_code or _ELSEWHERE in (m.fail_reason or ""):
                 continue
             file, line = m.fail_user_frame_filename, m.fail_user_frame_lineno
+            if file and not is_users(file):  # as under a default device
+                file = line = None
             why = m.fail_reason or "nothing in it that computes"
             self._note(
                 "left a function to Python", why, file or code.co_filename, line or code.co_firstlineno, code.co_name

@@ -14,13 +14,18 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<functio
 _OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent.parent))
 
 
+def is_users(file: str) -> bool:
+    """Whether a source file is neither torch's nor ours."""
+    return not file.startswith(_OURS)
+
+
 def line_of(node: fx.Node) -> str:
     """The line of the user's code that a node came from; empty when unknown."""
     trace = node.meta.get("stack_trace") or ""
     frames = _FRAME.findall(trace)
     if not frames:
         return ""
-    users = [f for f in frames if not f[0].startswith(_OURS)]  # torch's own are there under a default device
+    users = [f for f in frames if is_users(f[0])]  # torch's own are there under a default device
     file, number, function, code = (users or frames)[-1]
     return f"{Path(file).name}:{number} in {function}: {code.strip()}"
 
@@ -30,7 +35,7 @@ def line_running() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith(_OURS) and not file.startswith("<"):
+        if is_users(file) and not file.startswith("<"):
             code = linecache.getline(file, frame.f_lineno).strip()
             return f"{Path(file).name}:{frame.f_lineno} in {frame.f_code.co_name}: {code}"
         frame = frame.f_back  # type: ignore[assignment]

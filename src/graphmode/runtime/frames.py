@@ -39,6 +39,7 @@ from graphmode.errors import FallbackError, OptionError
 from graphmode.inspect.counters import ledger
 from graphmode.inspect.dynamo import dynamo_breaks
 from graphmode.options import Options, resolve
+from graphmode.program.lines import is_users, line_running
 
 _FIRST_WAIT = 16  # eager calls before a function is compiled anew; doubled each time
 _CONFIG = {
@@ -209,7 +210,7 @@ def _undo_skip(frame: _Frame, entries: int, compile_id: str, handled: BaseExcept
         _undo(frame, entries, _EMPTY, _line(frame.code))
     elif entries > 0 and frame.survives:
         file, number = this.fail_user_frame_filename, this.fail_user_frame_lineno
-        line = f"{Path(file).name}:{number} in {frame.code.co_name}" if file else _line(frame.code)
+        line = f"{Path(file).name}:{number} in {frame.code.co_name}" if file and is_users(file) else _line(frame.code)
         _undo(frame, entries, _FAILED, line)
     elif frame.survives:
         raised = sys.exc_info()[1]
@@ -299,7 +300,9 @@ def _wait(frame: _Frame, reason: str, line: str) -> None:
 
 
 def _line(code: CodeType) -> str:
-    return f"{Path(code.co_filename).name}:{code.co_firstlineno} in {code.co_name}"
+    """Where a function begins; of a wrapper of ours, the user's line that called it."""
+    where = "" if is_users(code.co_filename) else line_running()
+    return where or f"{Path(code.co_filename).name}:{code.co_firstlineno} in {code.co_name}"
 
 
 def _count(reason: str, line: str) -> None:
