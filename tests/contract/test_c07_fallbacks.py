@@ -198,6 +198,19 @@ def test_c7_require_raises_where_python_runs_between_graphs(way: Way) -> None:
 
 
 @both_ways()
+def test_c7_require_holds_after_calls_without_an_op(way: Way) -> None:
+    g = way(lambda x, early: x if early else torch.exp(x) + 1, require=True)
+    for _ in range(3):
+        g(torch.ones(2), False)
+    for _ in range(8):
+        g(torch.ones(2), True)
+    with counted() as since:
+        for _ in range(5):
+            g(torch.ones(3), False)
+    assert (since.replays, since.live_calls) == (3, 0)
+
+
+@both_ways()
 def test_c7_require_is_content_with_a_call_that_replays(way: Way) -> None:
     g = way(lambda x: torch.exp(x) * 2, require=True)
     for _ in range(5):

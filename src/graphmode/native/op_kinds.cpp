@@ -8,12 +8,6 @@ namespace graphmode {
 
 namespace {
 using Names = std::unordered_set<std::string>;
-
-// Composites of torch's that compute on bare pointers, as no others do.
-bool computes_on_pointers(const std::string& name) {
-  static const Names names = {"aten::choose_qparams_optimized", "aten::_saturate_weight_to_fp16"};
-  return name.rfind("aten::fbgemm_", 0) == 0 || name.rfind("aten::_sobol_engine_", 0) == 0 || names.count(name) > 0;
-}
 }  // namespace
 
 std::string full_name(const c10::OperatorHandle& op) {
@@ -34,8 +28,7 @@ bool transparent(const c10::OperatorHandle& op) {
   }
   // Others register under this key what computes on raw pointers, too: `m.def(schema, &function)` is enough for it.
   const auto& name = op.operator_name().name;
-  return name.rfind("aten::", 0) == 0 && !computes_on_pointers(name) &&
-         op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
+  return name.rfind("aten::", 0) == 0 && op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) &&
          !op.hasKernelForDispatchKey(c10::DispatchKey::CPU);
 }
 

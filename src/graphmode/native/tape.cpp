@@ -120,7 +120,6 @@ const std::vector<int>& undeclared_writes(const c10::OperatorName& name) {
       {"aten::_batch_norm_impl_index", {3, 4}}, {"aten::cudnn_batch_norm", {3, 4}},
       {"aten::miopen_batch_norm", {3, 4}},      {"aten::native_batch_norm.out", {3, 4}},
       {"aten::instance_norm", {3, 4}},          {"aten::batch_norm_update_stats", {1, 2}},
-      {"aten::_saturate_weight_to_fp16", {0}},
   };
   static const std::vector<int> none;
   auto key = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;

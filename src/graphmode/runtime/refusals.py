@@ -30,7 +30,8 @@ _READS: dict[Any, str] = {
     _T.data.__set__: "setting .data moves a tensor to other memory",  # type: ignore[attr-defined]
 }
 _SPLITS = (torch.tensor_split, _T.tensor_split)  # their composite reads through a bare pointer
-_ON_POINTERS = ("fbgemm_", "_sobol_engine_", "choose_qparams_optimized", "_saturate_weight_to_fp16")  # composites
+# Composites that compute on bare pointers. Dynamo's fake tensors can't pass them: a raw graph alone could meet them.
+_ON_POINTERS = ("fbgemm_", "_sobol_engine_", "choose_qparams_optimized", "_saturate_weight_to_fp16")
 _FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray, _T.new_tensor)  # they read tensors inside lists at once
 
 
